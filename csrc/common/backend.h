@@ -1,0 +1,24 @@
+// Torch-free words that bindings and kernels share.
+#pragma once
+#include <cstdint>
+
+namespace tokops {
+
+enum class DType : int { f32, bf16, f16 };
+
+// Where work goes: a CUDA stream, or torch's CPU thread pool.
+struct Queue {
+  void* stream = nullptr;
+  void (*pool)(int64_t, int64_t, int64_t, void (*)(int64_t, int64_t, void*), void*) = nullptr;
+
+  // Runs f(begin, end) over [0, n) in chunks of at least `grain`. f must not throw.
+  template <class F>
+  void parallel(int64_t n, int64_t grain, const F& f) const {
+    pool(
+        0, n, grain,
+        [](int64_t b, int64_t e, void* c) { (*static_cast<const F*>(c))(b, e); },
+        const_cast<F*>(&f));
+  }
+};
+
+}  // namespace tokops
