@@ -12,6 +12,8 @@ F = TypeVar("F", bound=Callable)
 _LIBRARY = torch.library.Library("tokops", "FRAGMENT")
 _DIR = pathlib.Path(__file__).parent / "lib"
 
+#: Every declared op, name -> its reference.
+declared: dict[str, Callable] = {}
 #: Libraries loaded into this process, name -> path.
 loaded: dict[str, str] = {}
 #: Libraries not loaded, name -> the reason, for ``tokops info``.
@@ -22,8 +24,10 @@ def op(schema: str, tags: Sequence[torch.Tag] = ()) -> Callable[[F], F]:
     """Declare ``tokops::<name>``. The decorated function is its reference, run wherever no kernel is loaded."""
 
     def declare(reference: F) -> F:
+        name = schema.split("(", 1)[0]
         _LIBRARY.define(schema, tags=tuple(tags))
-        _LIBRARY.impl(schema.split("(", 1)[0], reference, "CompositeExplicitAutograd")
+        _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+        declared[name] = reference
         return reference
 
     return declare
