@@ -26,7 +26,7 @@ struct PagedDecode {
   int64_t table_b, table_h, lens_b, lens_h;
 
   const int32_t *q_lens, *starts;    // [B] or null
-  const int32_t *selected, *counts;  // [B, S, Hs, k], [B, S, Hs] contiguous, or null; counts may be null
+  const int32_t *selected, *counts;  // [B, S, Hs, k], [B, S, Hs] contiguous; null: dense; k may be 0
   int32_t sel_rows, sel_heads, sel_k;
   const uint64_t* ancestors;  // [B, T, W] contiguous or null
   int32_t words;
