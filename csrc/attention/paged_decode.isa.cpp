@@ -116,16 +116,23 @@ void count_items(const PagedDecode& p, const Grid& x, int64_t* begin) {
   for (int64_t i = 0; i < x.tasks; ++i) begin[i + 1] = begin[i] + chunks_of(task_of(p, x, i));
 }
 
+// The keys of a tile: logical positions and where their rows stand.
 template <class T>
-struct Scratch {
-  using Q = typename QueryOf<T>::type;
-  alignas(64) float s[kMaxRows * kTile];
-  alignas(64) float out[kMaxRows * kMaxDim];
-  alignas(64) Q q[kMaxRows * kMaxDim];
-  float m[kMaxRows], l[kMaxRows], keep[kMaxRows];
-  int row_pos[kMaxRows];
+struct Rows {
+  int n;
   int pos[kTile];
   const T *k[kTile], *v[kTile];
+};
+
+template <class T>
+struct Scratch {
+  alignas(64) float s[kMaxRows * kTile];
+  alignas(64) float out[kMaxRows * kMaxDim];
+  alignas(64) float q[kMaxRows * kMaxDim];
+  alignas(64) float keys[kKeyBlock * kMaxDim];
+  float m[kMaxRows], l[kMaxRows], keep[kMaxRows];
+  int row_pos[kMaxRows];
+  Rows<T> rows[2];  // of the tile at work and of the next
 };
 
 int round_up(int x, int to) { return (x + to - 1) / to * to; }
@@ -134,31 +141,42 @@ template <class T>
 class Item {
  public:
   Item(const PagedDecode& p, const Task& t, Scratch<T>& x)
-      : p_(p), t_(t), x_(x), dim_(round_up(p.D, 32)), masked_(false) {
-    using Q = typename QueryOf<T>::type;
+      : p_(p), t_(t), x_(x), dim_(round_up(p.D, Vec::width)), dim4_(round_up(p.D, 4)) {
     for (int r = 0; r < t.live; ++r) {
-      const T* q = static_cast<const T*>(p.q) + t.b * p.q_b + token(r) * p.q_t + head(r) * p.q_h;
-      Q* to = x.q + r * dim_;
-      for (int c = 0; c < p.D; ++c) copy(q[c], to + c);
-      for (int c = p.D; c < dim_; ++c) copy(T{}, to + c);
-      x.row_pos[r] = row_position(p, t.view, t.b, token(r));
       x.m[r] = -INFINITY;
       x.l[r] = 0;
       for (int c = 0; c < dim_; ++c) x.out[r * dim_ + c] = 0;
     }
   }
 
+  // Queries and positions of the task's rows; items of one task share them.
+  void load_queries() {
+    const int padded = round_up(t_.live, Vec::groups);
+    for (int i = 0; i < padded * dim4_; ++i) x_.q[i] = 0;
+    for (int r = 0; r < t_.live; ++r) {
+      const T* q = static_cast<const T*>(p_.q) + t_.b * p_.q_b + token(r) * p_.q_t + head(r) * p_.q_h;
+      float* to = x_.q + query_at(r, 0, dim4_);
+      for (int c = 0; c < p_.D; ++c) to[c / 4 * Vec::width + c % 4] = to_float(q[c]);
+      x_.row_pos[r] = row_position(p_, t_.view, t_.b, token(r));
+    }
+  }
+
   void run(int from, int to) {
     if (t_.live == 0) return;
-    for (int at = from; at < to; at += kTile) {
-      const int n = to - at < kTile ? to - at : kTile;
-      locate(at, n);
-      score(n);
+    locate(from, to, x_.rows[0]);
+    for (int at = from, i = 0; at < to; at += kTile, ++i) {
+      tile_ = &x_.rows[i % 2];
+      locate(at + kTile, to, x_.rows[(i + 1) % 2]);
+      masked_ = !all_seen(tile_->pos[0], tile_->pos[tile_->n - 1]);
+      const int n = tile_->n;
+      score(n, x_.rows[(i + 1) % 2]);
       if (p_.scores) write_scores(n);
       if (!p_.v) continue;
       bend(n);
-      normalise(n);
-      add_values(n);
+      if (normalise(n))
+        add_seen_values(n);
+      else
+        add_values(n);
     }
   }
 
@@ -183,34 +201,32 @@ class Item {
   }
 
  private:
-  static void copy(T from, T* to) { *to = from; }
-  template <class Q>
-  static void copy(T from, Q* to) {
-    *to = to_float(from);
-  }
-
-  // Positions and row pointers of the next n keys; whether every row sees all of them.
-  void locate(int at, int n) {
+  // The tile of keys from `at` on, before `to`.
+  void locate(int at, int to, Rows<T>& x) const {
+    const int n = x.n = to - at < kTile ? (to > at ? to - at : 0) : kTile;
+    for (int j = 0; j < n; ++j) x.pos[j] = t_.list ? t_.list[at + j] : at + j;
     const int32_t* table = p_.table + t_.b * p_.table_b + t_.hkv * p_.table_h;
     const T* k = static_cast<const T*>(p_.k) + t_.hkv * p_.k_h;
     const T* v = static_cast<const T*>(p_.v) + t_.hkv * p_.v_h;
-    int page = -1, end = 0;
-    const T *kp = nullptr, *vp = nullptr;
-    for (int j = 0; j < n; ++j) {
-      const int pos = t_.list ? t_.list[at + j] : at + j;
-      if (pos >= end) {
-        page = pos / p_.P;
-        end = (page + 1) * p_.P;
-        kp = k + table[page] * p_.k_n;
-        vp = v + table[page] * p_.v_n;
+    for (int j = 0; j < n;) {  // one page after the other
+      const int page = x.pos[j] / p_.P, first = page * p_.P;
+      const T* kp = k + table[page] * p_.k_n;
+      const T* vp = v + table[page] * p_.v_n;
+      if (t_.list) {
+        for (; j < n && x.pos[j] - first < p_.P; ++j) {
+          x.k[j] = kp + (x.pos[j] - first) * p_.k_p;
+          x.v[j] = vp + (x.pos[j] - first) * p_.v_p;
+        }
+      } else {
+        const int slot = x.pos[j] - first, run = p_.P - slot < n - j ? p_.P - slot : n - j;
+        for (int i = 0; i < run; ++i) {
+          x.k[j + i] = kp + (slot + i) * p_.k_p;
+          x.v[j + i] = vp + (slot + i) * p_.v_p;
+        }
+        j += run;
       }
-      const int64_t slot = pos - (end - p_.P);
-      x_.pos[j] = pos;
-      x_.k[j] = kp + slot * p_.k_p;
-      x_.v[j] = vp + slot * p_.v_p;
     }
-    for (int j = n; j < round_up(n, kKeyBlock); ++j) x_.k[j] = x_.k[n - 1];
-    masked_ = !all_seen(x_.pos[0], x_.pos[n - 1]);
+    for (int j = n; j < round_up(n, kKeyBlock); ++j) x.k[j] = x.k[n - 1];
   }
 
   bool all_seen(int first, int last) const {
@@ -226,13 +242,19 @@ class Item {
   }
 
   // s = scale * q . k, sane, and -inf where a row does not see a key or the tile has ended.
-  void score(int n) {
+  // Meanwhile the rows of the next tile are called into the cache.
+  void score(int n, const Rows<T>& next) {
     for (int j = 0; j < n; j += kKeyBlock) {
-      if (p_.v)
-        for (int i = j; i < j + kKeyBlock && i < n; ++i)
-          for (int c = 0; c < p_.D; c += int(64 / sizeof(T))) __builtin_prefetch(x_.v[i] + c, 0, 2);
-      row_blocks(t_.live, [&](int r, auto count) {
-        dots<decltype(count)::value>(x_.q + r * dim_, dim_, x_.k + j, p_.D, x_.s + r * kTile + j, kTile);
+      for (int i = j; i < j + kKeyBlock && i < next.n; ++i)
+        for (int c = 0; c < p_.D; c += int(64 / sizeof(T))) {
+          __builtin_prefetch(next.k[i] + c, 0, 2);
+          if (p_.v) __builtin_prefetch(next.v[i] + c, 0, 2);
+        }
+      const float* k[kKeyBlock];
+      for (int i = 0; i < kKeyBlock; ++i) k[i] = as_floats(tile_->k[j + i], p_.D, dim4_, x_.keys + i * dim4_);
+      in_blocks<kGroupBlock>((t_.live + Vec::groups - 1) / Vec::groups, [&](int i, auto count) {
+        const int r = i * Vec::groups;
+        dots_block<decltype(count)::value>(x_.q + r * dim4_, dim4_, k, x_.s + r * kTile + j, kTile);
       });
     }
     const Vec scale = splat(p_.scale);
@@ -242,12 +264,12 @@ class Item {
       for (int j = n; j < round_up(n, Vec::width); ++j) s[j] = -INFINITY;
       if (masked_)
         for (int j = 0; j < n; ++j)
-          if (!sees(p_, t_.view, t_.b, token(r), x_.row_pos[r], x_.pos[j])) s[j] = -INFINITY;
+          if (!sees(p_, t_.view, t_.b, token(r), x_.row_pos[r], tile_->pos[j])) s[j] = -INFINITY;
     }
   }
 
   void write_scores(int n) {
-    const int first = x_.pos[0];
+    const int first = tile_->pos[0];
     if (first + n > p_.score_len) n = p_.score_len > first ? int(p_.score_len - first) : 0;
     for (int r = 0; r < t_.live; r += p_.reduce == ScoreReduce::none ? 1 : t_.heads) {
       const int heads = p_.reduce == ScoreReduce::none ? p_.Hq : p_.Hkv;
@@ -278,30 +300,33 @@ class Item {
           store(x_.s + j, select_less(s, splat(-3.402823466e38f), s, capped));
         }
     }
-    if (p_.log_gamma && x_.pos[0] <= t_.view.start && t_.view.start <= x_.pos[n - 1]) {
-      const int j = lower_bound(x_.pos, n, t_.view.start);
-      if (x_.pos[j] != t_.view.start) return;
+    if (p_.log_gamma && tile_->pos[0] <= t_.view.start && t_.view.start <= tile_->pos[n - 1]) {
+      const int j = lower_bound(tile_->pos, n, t_.view.start);
+      if (tile_->pos[j] != t_.view.start) return;
       for (int r = 0; r < t_.live; ++r)
         if (x_.row_pos[r] > t_.view.start) x_.s[r * kTile + j] += p_.log_gamma[head(r)];
     }
   }
 
   // s becomes exp(s - m); m, l and what is kept of the earlier output follow.
-  void normalise(int n) {
+  // Returns whether some key of the tile has no weight for some row.
+  bool normalise(int n) {
     const int width = round_up(n, Vec::width);
-    holes_ = false;
+    bool holes = false;
     for (int r = 0; r < t_.live; ++r) {
       float* s = x_.s + r * kTile;
-      Vec top = load(s);
-      for (int j = Vec::width; j < width; j += Vec::width) top = max(top, load(s + j));
+      Vec top = load(s), low = top;
+      for (int j = Vec::width; j < width; j += Vec::width) {
+        top = max(top, load(s + j));
+        low = min(low, load(s + j));
+      }
       const float m = x_.m[r] > largest(top) ? x_.m[r] : largest(top);
+      holes |= largest(zero() - low) == INFINITY;
       x_.keep[r] = x_.m[r] == m ? 1.f : std::exp(x_.m[r] - m);
       if (m == -INFINITY) {
         for (int j = 0; j < width; j += Vec::width) store(s + j, zero());
-        holes_ = true;
         continue;
       }
-      if (!masked_) holes_ |= has_hole(s, n);
       Vec total = zero();
       for (int j = 0; j < width; j += Vec::width) {
         const Vec e = exp_nonpositive(load(s + j) - splat(m));
@@ -311,23 +336,13 @@ class Item {
       x_.m[r] = m;
       x_.l[r] = x_.l[r] * x_.keep[r] + sum(total);
     }
-    holes_ |= masked_;
-  }
-
-  static bool has_hole(const float* s, int n) {
-    Vec low = splat(INFINITY);
-    int j = 0;
-    for (; j + Vec::width <= n; j += Vec::width) low = min(low, load(s + j));
-    for (; j < n; ++j)
-      if (s[j] == -INFINITY) return true;
-    return largest(zero() - low) == INFINITY;
+    return holes;
   }
 
   void add_values(int n) {
-    if (holes_) return add_seen_values(n);
-    row_blocks(t_.live, [&](int r, auto count) {
-      weighted_row_block<decltype(count)::value>(x_.s + r * kTile, kTile, x_.v, n, p_.D, x_.keep + r,
-                                                 x_.out + r * dim_, dim_);
+    in_blocks<kValueRows>(t_.live, [&](int r, auto count) {
+      weighted_rows<decltype(count)::value>(x_.s + r * kTile, kTile, tile_->v, n, p_.D, x_.keep + r, x_.out + r * dim_,
+                                            dim_);
     });
   }
 
@@ -340,18 +355,18 @@ class Item {
       for (int j = 0; j < n; ++j)
         if (x_.s[r * kTile + j] > 0) {
           w[m] = x_.s[r * kTile + j];
-          v[m++] = x_.v[j];
+          v[m++] = tile_->v[j];
         }
-      weighted_row_block<1>(w, kTile, v, m, p_.D, x_.keep + r, x_.out + r * dim_, dim_);
+      weighted_rows<1>(w, kTile, v, m, p_.D, x_.keep + r, x_.out + r * dim_, dim_);
     }
   }
 
   const PagedDecode& p_;
   const Task& t_;
   Scratch<T>& x_;
-  const int dim_;
-  bool masked_;         // some row does not see some key of the tile
-  bool holes_ = false;  // some weight of the tile must not meet its value
+  const Rows<T>* tile_ = nullptr;
+  const int dim_, dim4_;  // D rounded up, of the output and of the queries
+  bool masked_ = false;   // some row does not see some key of the tile
 };
 
 // Everything of the score rows that no key range covers.
@@ -379,17 +394,22 @@ void run_items(const PagedDecode& p, const Grid& x, const int64_t* begin, float*
     if (begin[task + half] <= i0) task += half;
     n -= half;
   }
+  Task t;
   for (int64_t i = i0; i < i1; ++i) {
-    while (begin[task + 1] <= i) ++task;
-    const Task t = task_of(p, x, task);
+    const bool next = i == i0 || begin[task + 1] <= i;
+    if (next) {
+      while (begin[task + 1] <= i) ++task;
+      t = task_of(p, x, task);
+    }
     const int64_t chunk = i - begin[task], chunks = begin[task + 1] - begin[task];
     const int from = t.lo + int(chunk) * kChunk, to = from + kChunk < t.hi ? from + kChunk : t.hi;
     Item<T> item(p, t, scratch);
+    if (next) item.load_queries();
     item.run(from, to);
     if (p.scores) fill_scores(p, t, chunk == 0, chunk == chunks - 1);
     if (!p.v) continue;
     const Partial part{partials + i * partial_floats(p, x), p.D};
-    const int dim = round_up(p.D, 32);
+    const int dim = round_up(p.D, Vec::width);
     for (int r = 0; r < t.rows; ++r) {
       const bool live = r < t.live;
       const float m = live ? scratch.m[r] : -INFINITY, l = live ? scratch.l[r] : 0;
