@@ -1,0 +1,86 @@
+// Argument checks of bindings, in the words of tokops/_check.py.
+#pragma once
+#include <initializer_list>
+#include <string>
+#include <vector>
+
+#include "common/op.h"
+
+namespace tokops {
+
+inline const char* dtype_name(ScalarType t) {
+  switch (t) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Double:
+      return "float64";
+    default:
+      return torch::headeronly::toString(t);
+  }
+}
+
+// "[2, 3]"; no more than `most` numbers.
+template <class Ints>
+std::string list_of(const Ints& x, size_t most = 8) {
+  std::string s;
+  size_t n = 0;
+  for (const auto v : x)
+    if (n++ < most) s += (s.empty() ? "" : ", ") + std::to_string(v);
+  return "[" + s + "]";
+}
+
+inline std::string device_name(const Tensor& t) {
+  return t.is_cuda() ? "cuda:" + std::to_string(t.get_device_index()) : t.is_cpu() ? "cpu" : "another device";
+}
+
+inline void check_tensor(const char* op, const char* name, const Tensor& t, int64_t dims,
+                         std::initializer_list<ScalarType> dtypes, const Tensor& like) {
+  STD_TORCH_CHECK(t.dim() == dims, op, ": ", name, " must have ", dims, " dimensions, got ", t.dim());
+  std::string wanted;
+  bool ok = false;
+  for (const ScalarType d : dtypes) {
+    wanted += std::string(wanted.empty() ? "" : " or ") + dtype_name(d);
+    ok = ok || t.scalar_type() == d;
+  }
+  STD_TORCH_CHECK(ok, op, ": ", name, " must be ", wanted, ", got ", dtype_name(t.scalar_type()));
+  STD_TORCH_CHECK(t.device() == like.device(), op, ": ", name, " must be on ", device_name(like), ", got ",
+                  device_name(t));
+}
+
+inline void check_shape(const char* op, const char* name, const Tensor& t, const std::vector<int64_t>& shape,
+                        const char* words) {
+  const auto got = t.sizes();
+  bool ok = got.size() == shape.size();
+  for (size_t i = 0; ok && i < shape.size(); ++i) ok = got[i] == shape[i];
+  STD_TORCH_CHECK(ok, op, ": ", name, " must be ", words, " = ", list_of(shape), ", got ", list_of(got));
+}
+
+inline std::vector<int64_t> shape_of(const Tensor& t) {
+  const auto s = t.sizes();
+  return {s.begin(), s.end()};
+}
+
+// The values of a contiguous int32 tensor on the host, for messages.
+inline std::string values_of(const Tensor& t) {
+  const int32_t* x = static_cast<const int32_t*>(t.const_data_ptr());
+  return list_of(std::vector<int32_t>(x, x + (t.numel() < 8 ? t.numel() : 8)));
+}
+
+// Checks lo <= values <= hi of a contiguous int32 tensor on the host.
+inline void check_range(const char* op, const char* name, const Tensor& t, int64_t lo, int64_t hi,
+                        const std::string& words) {
+  const int32_t* x = static_cast<const int32_t*>(t.const_data_ptr());
+  bool ok = true;
+  for (int64_t i = 0; i < t.numel(); ++i) ok = ok && x[i] >= lo && x[i] <= hi;
+  STD_TORCH_CHECK(ok, op, ": ", name, " must be ", words, ", got ", values_of(t));
+}
+
+}  // namespace tokops
