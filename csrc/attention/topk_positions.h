@@ -16,7 +16,7 @@ struct TopkPositions {
   int32_t slots;
 };
 
-// Bytes the kernel needs at p.workspace (16-byte aligned), given p.slots and p.length. Zero on CUDA.
+// Bytes the CPU kernel needs at p.workspace (16-byte aligned), given p.slots and p.length.
 size_t topk_positions_workspace(const TopkPositions& p);
 void topk_positions(const TopkPositions& p, const Queue& q);  // topk_positions.isa.cpp on the CPU, .cu on CUDA
 
@@ -27,8 +27,9 @@ constexpr int32_t kKeyOfMinusInf = -0x7f800000;
 
 // Order-preserving integer of a float's bits: -0 and +0 are one key, NaN is below -inf.
 constexpr int32_t score_key(int32_t bits) {
-  const int32_t magnitude = bits & INT32_MAX;
-  return magnitude > 0x7f800000 ? kKeyOfNan : bits < 0 ? -magnitude : magnitude;
+  const int32_t magnitude = bits & INT32_MAX, sign = bits >> 31;
+  const int32_t nan = -int32_t(magnitude > 0x7f800000);  // no branches: signs are random
+  return (((magnitude ^ sign) - sign) & ~nan) | (kKeyOfNan & nan);
 }
 
 // Smallest key a row selects. A NaN threshold is INT32_MAX, which no score has.

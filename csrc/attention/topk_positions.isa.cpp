@@ -25,6 +25,7 @@ struct One {
   static Ints iota(int32_t from) { return from; }
   static Ints key(Ints bits) { return score_key(bits); }
   static uint32_t greater(Ints a, Ints b) { return a > b; }
+  static int count(uint32_t mask) { return int(mask); }
   static void append(int32_t* to, Ints a, uint32_t) { *to = a; }
 };
 
@@ -44,6 +45,7 @@ struct Wide {
     return _mm512_mask_mov_epi32(x, greater(m, splat(0x7f800000)), splat(kKeyOfNan));
   }
   static __mmask16 greater(Ints a, Ints b) { return _mm512_cmpgt_epi32_mask(a, b); }
+  static int count(uint32_t mask) { return __builtin_popcount(mask); }
   static void append(int32_t* to, Ints a, uint32_t mask) {
     _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(__mmask16(mask), a));
   }
@@ -79,6 +81,7 @@ struct Wide {
   static uint32_t greater(Ints a, Ints b) {
     return uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(a, b))));
   }
+  static int count(uint32_t mask) { return __builtin_popcount(mask); }
   static void append(int32_t* to, Ints a, uint32_t mask) {
     const __m128i lanes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kPacking.lane[mask]));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
@@ -104,7 +107,7 @@ int64_t collect(const int32_t* scores, int64_t i, int64_t end, int32_t pivot, Fo
     const uint32_t mask = V::greater(key, below);
     V::append(found->keys + n, key, mask);
     V::append(found->positions + n, V::iota(int32_t(i)), mask);
-    n += __builtin_popcount(mask);
+    n += V::count(mask);
   }
   found->n = n;
   return i;
@@ -172,10 +175,10 @@ int64_t keep(const Found& found, int64_t i, int32_t cut, int64_t* kept, int64_t*
     const uint32_t above = V::greater(key, at);
     uint32_t equal = V::greater(key, below) & ~above;
     if (*ties == 0) equal = 0;
-    while (__builtin_popcount(equal) > *ties) equal ^= 0x80000000u >> __builtin_clz(equal);
-    *ties -= __builtin_popcount(equal);
+    while (V::count(equal) > *ties) equal ^= 0x80000000u >> __builtin_clz(equal);
+    *ties -= V::count(equal);
     V::append(found.positions + *kept, position, above | equal);
-    *kept += __builtin_popcount(above | equal);
+    *kept += V::count(above | equal);
   }
   return i;
 }
