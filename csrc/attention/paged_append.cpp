@@ -1,6 +1,7 @@
 #include "attention/paged_append.h"
 
-#include "attention/page_checks.h"
+#include "attention/pages.h"
+#include "common/check.h"
 
 namespace tokops {
 namespace {
@@ -18,11 +19,8 @@ struct Unit {
 // Checks both pools and fills all but `unit`; table must be contiguous and outlive the result.
 PagePools pools_of(const char* op, const Tensor& k_pages, const Tensor& v_pages, const Tensor& table,
                    const Tensor& lens, Unit* unit) {
-  const int64_t heads = check_pages(op, "k_pages", k_pages, table, lens);
-  check_tensor(op, "v_pages", v_pages, 4, {k_pages.scalar_type()}, k_pages);
-  check_shape(op, "v_pages", v_pages, shape_of(k_pages), "the shape of k_pages");
-  STD_TORCH_CHECK(v_pages.size(3) <= 1 || v_pages.stride(3) == 1, op,
-                  ": v_pages must have a contiguous last dimension");
+  const int64_t heads = check_pool(op, k_pages, "k_pages", table, lens, table.dim() ? table.size(0) : 0);
+  check_same_pool(op, v_pages, k_pages);
   const int64_t size = int64_t(k_pages.element_size()), pages = table.size(table.dim() - 1);
   const bool per_head = table.dim() == 3;
   const auto bytes = [&](const Tensor& t, int d) { return t.stride(d) * size; };
@@ -70,8 +68,6 @@ void paged_append_op(const Tensor& k_pages, const Tensor& v_pages, const Tensor&
     check_tensor(op, "q_lens", *q_lens, 1, {ScalarType::Int}, k_pages);
     check_shape(op, "q_lens", *q_lens, {p.pools.B}, "[B]");
   }
-  if (kOnHost) check_page_values(op, k_pages, table, lens, new_rows, k.size(1));
-  if (k.numel() == 0) return;
 
   const Tensor dense_k = rows_of(k), dense_v = rows_of(v);
   const int64_t size = int64_t(k.element_size());
@@ -88,6 +84,11 @@ void paged_append_op(const Tensor& k_pages, const Tensor& v_pages, const Tensor&
   p.lens_h = lens.dim() == 2 ? 1 : 0;
   p.q_lens = data_or_null<int32_t>(new_rows);
   p.T = int32_t(k.size(1));
+  if (kOnHost)
+    check_page_values(op, {p.pools.table, p.pools.table_b, p.pools.table_h, p.seq_lens, p.lens_b, p.lens_h,
+                           p.pools.B, p.pools.Hkv, p.pools.P, p.pools.pages, p.pools.pages_in_pool, p.q_lens,
+                           nullptr, p.T});
+  if (k.numel() == 0) return;
   unit.add(p.new_k);
   unit.add(p.new_v);
   for (const int64_t b : {p.new_k_b, p.new_k_t, p.new_k_h, p.new_v_b, p.new_v_t, p.new_v_h}) unit.add(b);
@@ -97,22 +98,25 @@ void paged_append_op(const Tensor& k_pages, const Tensor& v_pages, const Tensor&
 }
 
 // rows ascending from 0 up, base + rows inside the table, and its entries inside the pool.
-void check_gather_values(const char* op, const Tensor& k_pages, const Tensor& table, const Tensor& base,
-                         const Tensor& rows, const std::optional<Tensor>& counts) {
-  const HostPages p = host_pages(k_pages, table, base);
-  const int64_t n = rows.size(1), cap = p.pages * p.P;
-  if (counts) check_range(op, "counts", *counts, 0, n, "0.." + std::to_string(n));
-  check_range(op, "base", base, 0, INT32_MAX, ">= 0");
-  for (int64_t b = 0; b < p.B; ++b) {
-    const int32_t* row = static_cast<const int32_t*>(rows.const_data_ptr()) + b * n;
-    const int64_t live = counts ? static_cast<const int32_t*>(counts->const_data_ptr())[b] : n;
+void check_gather_values(const char* op, const PagedGather& p) {
+  const PagePools& pool = p.pools;
+  const int64_t cap = int64_t(pool.pages) * pool.P, heads = p.base_h ? pool.Hkv : 1;
+  for (int64_t b = 0; b < pool.B; ++b) {
+    const int32_t* row = p.rows + b * p.n;
+    const int64_t live = p.counts ? p.counts[b] : p.n;
+    STD_TORCH_CHECK(live >= 0 && live <= p.n, op, ": counts must be 0..", p.n, ", got ", live,
+                    " for sequence ", b);
     int64_t last = -1;
     for (int64_t j = 0; j < live; last = row[j++])
       STD_TORCH_CHECK(row[j] > last, op, ": rows must be strictly ascending from 0 up");
-    for (int64_t r = 0; r < p.rows_per_b; ++r) {
-      const int64_t end = p.length(b, r) + last + 1;
+    for (int64_t h = 0; h < heads; ++h) {
+      const int64_t base = p.base[b * p.base_b + h * p.base_h], end = base + last + 1;
+      STD_TORCH_CHECK(base >= 0, op, ": base must be >= 0, got ", base, " for sequence ", b);
       STD_TORCH_CHECK(end <= cap, op, ": base + rows must be below ", cap, " (pages * page size)");
-      check_entries(op, p, b, r, end);
+      const int32_t* entry = pool.table + b * pool.table_b + h * pool.table_h;
+      for (int64_t i = 0; i * pool.P < end; ++i)
+        STD_TORCH_CHECK(entry[i] >= 0 && entry[i] < pool.pages_in_pool, op, ": block_table entries must be 0..",
+                        pool.pages_in_pool - 1, " for pages in use, sequence ", b, " has others");
     }
   }
 }
@@ -121,6 +125,12 @@ void paged_gather_rows_op(const Tensor& k_pages, const Tensor& v_pages, const Te
                           const Tensor& base, const Tensor& rows, const std::optional<Tensor>& counts) {
   constexpr const char* op = "paged_gather_rows";
   const Tensor table = contiguous(block_table), starts = contiguous(base);
+  if (table.dim() == 2 || table.dim() == 3) {
+    check_tensor(op, "base", base, table.dim() - 1, {ScalarType::Int}, table);
+    std::vector<int64_t> shape = shape_of(table);
+    shape.pop_back();
+    check_shape(op, "base", base, shape, "block_table's shape without its last axis");
+  }
   Unit unit;
   PagedGather p{pools_of(op, k_pages, v_pages, table, starts, &unit)};
   check_tensor(op, "rows", rows, 2, {ScalarType::Int}, k_pages);
@@ -132,9 +142,6 @@ void paged_gather_rows_op(const Tensor& k_pages, const Tensor& v_pages, const Te
   }
   const Tensor kept = contiguous(rows);
   const auto live = contiguous_or_none(counts);
-  if (kOnHost) check_gather_values(op, k_pages, table, starts, kept, live);
-  if (kept.numel() == 0 || k_pages.numel() == 0) return;
-
   p.base = static_cast<const int32_t*>(starts.const_data_ptr());
   p.base_b = starts.stride(0);
   p.base_h = starts.dim() == 2 ? 1 : 0;
@@ -142,6 +149,8 @@ void paged_gather_rows_op(const Tensor& k_pages, const Tensor& v_pages, const Te
   p.counts = data_or_null<int32_t>(live);
   p.n = int32_t(kept.size(1));
   p.pools.unit = unit.size();
+  if (kOnHost) check_gather_values(op, p);
+  if (kept.numel() == 0 || k_pages.numel() == 0) return;
   Launch launch(k_pages);
   paged_gather_rows(p, launch.queue);
 }

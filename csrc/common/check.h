@@ -8,25 +8,6 @@
 
 namespace tokops {
 
-inline const char* dtype_name(ScalarType t) {
-  switch (t) {
-    case ScalarType::Float:
-      return "float32";
-    case ScalarType::BFloat16:
-      return "bfloat16";
-    case ScalarType::Half:
-      return "float16";
-    case ScalarType::Int:
-      return "int32";
-    case ScalarType::Long:
-      return "int64";
-    case ScalarType::Double:
-      return "float64";
-    default:
-      return torch::headeronly::toString(t);
-  }
-}
-
 // "[2, 3]"; no more than `most` numbers.
 template <class Ints>
 std::string list_of(const Ints& x, size_t most = 8) {
@@ -37,22 +18,17 @@ std::string list_of(const Ints& x, size_t most = 8) {
   return "[" + s + "]";
 }
 
-inline std::string device_name(const Tensor& t) {
-  return t.is_cuda() ? "cuda:" + std::to_string(t.get_device_index()) : t.is_cpu() ? "cpu" : "another device";
-}
-
 inline void check_tensor(const char* op, const char* name, const Tensor& t, int64_t dims,
                          std::initializer_list<ScalarType> dtypes, const Tensor& like) {
   STD_TORCH_CHECK(t.dim() == dims, op, ": ", name, " must have ", dims, " dimensions, got ", t.dim());
-  std::string wanted;
   bool ok = false;
-  for (const ScalarType d : dtypes) {
-    wanted += std::string(wanted.empty() ? "" : " or ") + dtype_name(d);
-    ok = ok || t.scalar_type() == d;
+  for (const ScalarType d : dtypes) ok = ok || t.scalar_type() == d;
+  if (!ok) {
+    std::string wanted;
+    for (const ScalarType d : dtypes) wanted += std::string(wanted.empty() ? "" : " or ") + dtype_name(d);
+    STD_TORCH_CHECK(false, op, ": ", name, " must be ", wanted, ", got ", dtype_name(t.scalar_type()));
   }
-  STD_TORCH_CHECK(ok, op, ": ", name, " must be ", wanted, ", got ", dtype_name(t.scalar_type()));
-  STD_TORCH_CHECK(t.device() == like.device(), op, ": ", name, " must be on ", device_name(like), ", got ",
-                  device_name(t));
+  check_device(t, like, op, name);
 }
 
 inline void check_shape(const char* op, const char* name, const Tensor& t, const std::vector<int64_t>& shape,

@@ -98,6 +98,10 @@ def paged_append(
 
 
 def _check_gather(k_pages, v_pages, block_table, base, rows, counts):
+    if block_table.dim() in (2, 3):
+        check_tensor("paged_gather_rows", "base", base, block_table.dim() - 1, logical.INT, block_table)
+        check_shape("paged_gather_rows", "base", base, block_table.shape[:-1],
+                    "block_table's shape without its last axis")
     heads = _check_pools("paged_gather_rows", k_pages, v_pages, block_table, base)
     check_tensor("paged_gather_rows", "rows", rows, 2, logical.INT, k_pages)
     refuse_unless(rows.shape[0] == block_table.shape[0], "paged_gather_rows",

@@ -26,6 +26,7 @@ def _check(scores, kv_heads, kind):
 def reference(scores, kv_heads, kind):
     """The definition: softmax per head, then the sum over all heads or the maximum over each group."""
     _check(scores, kv_heads, kind)
+    scores = scores.nan_to_num(nan=float("-inf"), posinf=torch.finfo(torch.float32).max, neginf=float("-inf"))
     top = scores.amax(-1, keepdim=True) if scores.shape[-1] else scores.new_zeros((*scores.shape[:-1], 1))
     weights = torch.exp(scores - top.masked_fill(top.isneginf(), 0.0))
     votes = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
@@ -48,7 +49,7 @@ def vote_scores(scores: Tensor, kv_heads: int, kind: str) -> Tensor:
     """Let every query head vote for positions with its softmax, and reduce the votes.
 
     Args:
-        scores: ``[B, T, Hq, L]`` float32 scaled logits; -inf where a head sees nothing.
+        scores: ``[B, T, Hq, L]`` float32 scaled logits; -inf (or NaN) where a head sees nothing.
         kv_heads: KV heads; Hq is a multiple of it.
         kind: ``soft_vote`` sums the votes of all heads (TokenSelect), ``soft_max`` keeps the largest vote of
             each group (TidalDecode over KV heads).
