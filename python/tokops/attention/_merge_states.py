@@ -1,6 +1,6 @@
 """Merging of attention results over disjoint sets of keys."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -66,3 +66,17 @@ def merge_states(outs: Sequence[Tensor] | Tensor, lses: Sequence[Tensor] | Tenso
     """
     parts = [list(x.unbind(0)) if isinstance(x, Tensor) else list(x) for x in (outs, lses)]
     return torch.ops.tokops.merge_states.default(*parts)
+
+
+def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
+    """Inputs of the op, "small" or "large": (op, label, args, kwargs)."""
+    gen = torch.Generator().manual_seed(0)
+    shapes = [(8, 64, 32, 128)] if size == "large" else [(), (3,), (2, 1, 5), (0, 2)]
+    for rows in shapes:
+        for dtype in FLOATS:
+            for parts in (2, 16) if size == "large" else (1, 3):
+                d = 128 if size == "large" else 80 + parts  # 81 and 83: not whole vectors
+                outs = [torch.randn(*rows, d, generator=gen).to(dtype) for _ in range(parts)]
+                lses = [torch.randn(rows, generator=gen) * 3 for _ in range(parts)]
+                lses[-1] = torch.where(torch.rand(rows, generator=gen) < 0.3, float("-inf"), lses[-1])
+                yield "merge_states", f"{parts} of {[*rows, d]} {str(dtype)[6:]}", (outs, lses), {}
