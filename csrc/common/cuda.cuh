@@ -1,4 +1,5 @@
-// Torch-free helpers for .cu files. tests/cuda_sim compiles the same files with g++, hence a few twins.
+// Torch-free helpers for .cu files. tests/cuda_sim compiles the same files with g++, hence a few
+// twins.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -27,9 +28,11 @@ inline void check_cuda(cudaError_t e, const char* what) {
 }
 inline void check_launch(const char* op) { check_cuda(cudaGetLastError(), op); }
 
-// kernel<<<grid, block, shared, stream(q)>>>(args...): `shared` counts dynamic bytes, any amount the device has.
+// kernel<<<grid, block, shared, stream(q)>>>(args...): `shared` counts dynamic bytes, any amount
+// the device has.
 template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, const Queue& q, A&&... args) {
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, const Queue& q,
+            A&&... args) {
   std::tuple<P...> values(static_cast<P>(std::forward<A>(args))...);
 #if defined(TOKOPS_CUDA_SIM_KERNEL)
   (void)q;
@@ -37,7 +40,8 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, const Qu
 #else
   const void* f = reinterpret_cast<const void*>(kernel);
   if (shared > 48 * 1024)
-    check_cuda(cudaFuncSetAttribute(f, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)), "launch");
+    check_cuda(cudaFuncSetAttribute(f, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
+               "launch");
   std::apply(
       [&](P&... v) {
         void* pointers[] = {const_cast<void*>(static_cast<const void*>(&v))..., nullptr};
@@ -63,7 +67,8 @@ void dispatch(DType d, const char* op, F&& f) {
     throw std::runtime_error(std::string(op) + ": dtype not built");
 }
 
-// dispatch_int<64, 128>(v, f): calls f(std::integral_constant<int, N>{}); false when v is none of them.
+// dispatch_int<64, 128>(v, f): calls f(std::integral_constant<int, N>{}); false when v is none of
+// them.
 template <int... Ns, class F>
 bool dispatch_int(int v, F&& f) {
   return ((v == Ns ? (f(std::integral_constant<int, Ns>{}), true) : false) || ...);
@@ -71,11 +76,13 @@ bool dispatch_int(int v, F&& f) {
 
 // ---- Device: shared memory, conversion, reductions over a warp. ----
 
-// TOKOPS_SHARED_DYNAMIC(float, buffer): `float* buffer`, the dynamic shared memory, aligned to 128 bytes.
+// TOKOPS_SHARED_DYNAMIC(float, buffer): `float* buffer`, the dynamic shared memory, aligned to 128
+// bytes.
 #if defined(TOKOPS_CUDA_SIM_KERNEL)
-#define TOKOPS_SHARED_DYNAMIC(type, name) type* const name = static_cast<type*>(::tokops::sim::dynamic_shared())
+#define TOKOPS_SHARED_DYNAMIC(type, name) \
+  type* const name = static_cast<type*>(::tokops::sim::dynamic_shared())
 #else
-#define TOKOPS_SHARED_DYNAMIC(type, name)                                    \
+#define TOKOPS_SHARED_DYNAMIC(type, name)                                  \
   extern __shared__ __align__(128) unsigned char tokops_dynamic_shared_[]; \
   type* const name = reinterpret_cast<type*>(tokops_dynamic_shared_)
 #endif
@@ -117,7 +124,8 @@ __device__ __forceinline__ uint32_t pack_two(float low, float high) {
   return word;
 }
 
-// Reductions over aligned groups of Width lanes; the whole warp takes part and every lane gets the result.
+// Reductions over aligned groups of Width lanes; the whole warp takes part and every lane gets the
+// result.
 template <int Width = 32, class T>
 __device__ __forceinline__ T warp_sum(T v) {
 #pragma unroll

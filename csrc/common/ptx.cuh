@@ -6,7 +6,8 @@ namespace tokops::ptx {
 
 // ---- Asynchronous copies, global to shared. They land at cp_async_wait, not before. ----
 
-// Copies Bytes (4, 8 or 16, both addresses aligned to it); where `real` is false, writes zeros and reads nothing.
+// Copies Bytes (4, 8 or 16, both addresses aligned to it); where `real` is false, writes zeros and
+// reads nothing.
 template <int Bytes = 16>
 __device__ __forceinline__ void cp_async(void* shared, const void* global, bool real = true) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
@@ -16,9 +17,11 @@ __device__ __forceinline__ void cp_async(void* shared, const void* global, bool 
   const uint32_t to = uint32_t(__cvta_generic_to_shared(shared));
   const int bytes = real ? Bytes : 0;
   if constexpr (Bytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes)
+                 : "memory");
   } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(Bytes), "r"(bytes)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(Bytes),
+                 "r"(bytes)
                  : "memory");
   }
 #endif
@@ -33,7 +36,8 @@ __device__ __forceinline__ void cp_async_commit() {
 #endif
 }
 
-// Waits until all but this thread's latest N groups have landed. Other threads see them after a barrier.
+// Waits until all but this thread's latest N groups have landed. Other threads see them after a
+// barrier.
 template <int N>
 __device__ __forceinline__ void cp_async_wait() {
 #if defined(TOKOPS_CUDA_SIM_KERNEL)
@@ -45,8 +49,9 @@ __device__ __forceinline__ void cp_async_wait() {
 
 // ---- Matrix fragments. The whole warp takes part; every 8 x 8 tile holds 16-bit elements. ----
 
-// Loads four tiles. Lane 8 i + r gives the 16-byte aligned shared address of row r of tile i; the lane then holds of
-// tile i, in fragment[i], the pair at row lane / 4, columns 2 (lane % 4) and + 1.
+// Loads four tiles. Lane 8 i + r gives the 16-byte aligned shared address of row r of tile i; the
+// lane then holds of tile i, in fragment[i], the pair at row lane / 4, columns 2 (lane % 4) and
+// + 1.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&fragment)[4], const void* row) {
 #if defined(TOKOPS_CUDA_SIM_KERNEL)
   const auto& rows = sim::gather_rows(row);
@@ -59,7 +64,8 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&fragment)[4], const void*
 #endif
 }
 
-// The same, each tile transposed: the lane gets the pair at rows 2 (lane % 4) and + 1, column lane / 4.
+// The same, each tile transposed: the lane gets the pair at rows 2 (lane % 4) and + 1, column lane
+// / 4.
 __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&fragment)[4], const void* row) {
 #if defined(TOKOPS_CUDA_SIM_KERNEL)
   const auto& rows = sim::gather_rows(row);
@@ -74,12 +80,14 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&fragment)[4], const
 #endif
 }
 
-// d [16, 8] += a [16, 16] b [16, 8] in fp32; T is __half or __nv_bfloat16. With g = lane / 4, t = lane % 4 the lane holds
-//   a[0..3]: the pairs at (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8)     = ldmatrix_x4 of the row-major tiles
-//   b[0..1]: column g, the pairs of rows 2t and 2t + 8                          = ldmatrix of b's transpose, row-major
-//   d[0..3]: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
+// d [16, 8] += a [16, 16] b [16, 8] in fp32; T is __half or __nv_bfloat16. With g = lane / 4, t =
+// lane % 4 the lane holds
+//   a[0..3]: the pairs at (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8)     = ldmatrix_x4 of
+//   the row-major tiles b[0..1]: column g, the pairs of rows 2t and 2t + 8 = ldmatrix of b's
+//   transpose, row-major d[0..3]: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
 template <class T>
-__device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+__device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4],
+                                          const uint32_t (&b)[2]) {
   static_assert(std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>);
 #if defined(TOKOPS_CUDA_SIM_KERNEL)
   struct Operands {
@@ -98,13 +106,15 @@ __device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4],
 #else
   if constexpr (std::is_same_v<T, __half>) {
     asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   } else {
     asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
