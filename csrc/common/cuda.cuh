@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -12,10 +13,6 @@
 #include <utility>
 
 #include "common/backend.h"
-
-#if defined(TOKOPS_CUDA_SIM_KERNEL)
-#include "sim.h"  // tests/cuda_sim: on the include path of the simulated build only
-#endif
 
 namespace tokops {
 

@@ -19,7 +19,8 @@ CXX = os.environ.get("CXX", "g++")
 HEADER_WHEELS = ("nvidia-cuda-runtime==13.0.96", "nvidia-cuda-crt==13.0.88", "nvidia-cuda-cccl==13.0.85")
 FLAGS = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-g1", "-Wall", "-Wno-unknown-pragmas")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
-KERNEL = ("-x", "c++", "-DTOKOPS_CUDA_SIM_KERNEL")
+#: As nvcc does with CUDA's own words, the simulator's come before the first line of the file.
+KERNEL = ("-x", "c++", "-DTOKOPS_CUDA_SIM_KERNEL", "-include", "sim.h")
 
 
 def cuda_headers() -> pathlib.Path:
