@@ -1,5 +1,5 @@
 // paged_decode on tensor cores: 16 rows a warp, bf16 or f16 operands, float32 sums.
-#include "attention/paged_decode.cuh"
+#include "attention/paged_decode.tile.cuh"
 
 namespace tokops::paged {
 namespace {

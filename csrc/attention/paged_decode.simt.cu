@@ -1,5 +1,5 @@
 // paged_decode on CUDA cores: float32 throughout, for any dtype.
-#include "attention/paged_decode.cuh"
+#include "attention/paged_decode.tile.cuh"
 
 namespace tokops::paged {
 namespace {
