@@ -85,9 +85,9 @@ def simulator_units(sanitized: bool) -> list[Unit]:
 
 def _binding_unit(source: pathlib.Path, sanitized: bool) -> Unit:
     include = pathlib.Path(torch.__file__).parent / "include"
-    flags = [*FLAGS, f"-I{CSRC}", "-isystem", str(include), "-O1", *(SANITIZE if sanitized else ())]
-    flags += ["-DTOKOPS_CUDA_SIM=1", "-DTOKOPS_BACKEND_IS_CUDA=0", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
-    return Unit(source, _object(source, sanitized), tuple(flags))
+    words = ("TOKOPS_CUDA_SIM=1", "TOKOPS_BACKEND_IS_CUDA=0", "TORCH_TARGET_VERSION=0x020b000000000000")
+    flags = (*FLAGS, *(f"-D{w}" for w in words), f"-I{CSRC}", "-isystem", str(include), "-O1")
+    return Unit(source, _object(source, sanitized), flags + (SANITIZE if sanitized else ()))
 
 
 def sources() -> tuple[list[pathlib.Path], list[pathlib.Path], list[pathlib.Path]]:
