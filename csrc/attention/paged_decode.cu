@@ -62,7 +62,9 @@ Plan make_plan(const PagedDecode& p) {
   plan.vector_k = aligned(p.k, p.k_n, p.k_h, p.k_p, bytes);
   plan.vector_v = aligned(p.v, p.v_n, p.v_h, p.v_p, bytes);
   plan.part_out = static_cast<float*>(p.workspace);
-  plan.part_lse = plan.part_out + int64_t(p.B) * p.T * p.Hq * plan.splits * p.D;
+  const int64_t parts = int64_t(p.B) * p.T * p.Hq * plan.splits;
+  plan.part_top = plan.part_out + parts * p.D;
+  plan.part_total = plan.part_top + parts;
   return plan;
 }
 
@@ -86,10 +88,10 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const Plan plan) {
     for (int s = slice; s < live; s += slices) {
       const int64_t at = row * plan.splits + s;
       const auto x = *reinterpret_cast<const Pack<float, 4>*>(plan.part_out + at * p.D + 4 * lane);
-      const float lse = plan.part_lse[at], top = fmaxf(m, lse);
-      if (lse == -INFINITY) continue;
-      const float keep = ptx::exp2_fast((m - top) * kLog2e), add = ptx::exp2_fast((lse - top) * kLog2e);
-      l = l * keep + add;
+      const float part = plan.part_top[at], top = fmaxf(m, part);
+      if (part == -INFINITY) continue;
+      const float keep = ptx::exp2_fast((m - top) * kLog2e), add = ptx::exp2_fast((part - top) * kLog2e);
+      l = l * keep + plan.part_total[at] * add;
       for (int e = 0; e < 4; ++e) o[e] = weighed(o[e], keep) + weighed(x.at[e], add);
       m = top;
     }
@@ -118,7 +120,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const Plan plan) {
 size_t paged_decode_workspace(const PagedDecode& p) {
   const paged::Plan plan = paged::make_plan(p);
   if (plan.splits == 1 || !p.out) return 0;
-  return size_t(p.B) * p.T * p.Hq * plan.splits * (p.D + 1) * sizeof(float);
+  return size_t(p.B) * p.T * p.Hq * plan.splits * (p.D + 2) * sizeof(float);
 }
 
 void paged_decode(const PagedDecode& p, const Queue& q) {

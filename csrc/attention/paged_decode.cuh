@@ -23,7 +23,9 @@ struct Plan {
   int splits;            // blocks along the keys
   int lists_t, lists_g;  // groups per sequence along the tokens, and per KV head along its query heads
   bool vector_k, vector_v;
-  float *part_out, *part_lse;  // [B * T * Hq, splits, D], [B * T * Hq, splits]
+  // Per row and split: the sum of values [D], and what it is relative to, maximum and total. Not an lse, which
+  // would lose the total next to a maximum of FLT_MAX.
+  float *part_out, *part_top, *part_total;
 };
 
 void run_simt(const Plan& plan, const Queue& q);  // any dtype, row_tile 1, 4, 8

@@ -247,8 +247,10 @@ __device__ void finish(const Plan& plan, const Work& w, int split, const float* 
       static_cast<T*>(p.out)[row * p.D + d] = from_float<T>(weighed(o, c.gain));
       if (d == 0) p.lse[row] = c.lse;
     } else {
-      plan.part_out[(row * plan.splits + split) * p.D + d] = l > 0.f ? o / l : 0.f;
-      if (d == 0) plan.part_lse[row * plan.splits + split] = l > 0.f ? m + logf(l) : -INFINITY;
+      const int64_t at = row * plan.splits + split;
+      plan.part_out[at * p.D + d] = o;
+      if (d == 0) plan.part_top[at] = m;
+      if (d == 0) plan.part_total[at] = l;
     }
   }
 }
