@@ -117,7 +117,9 @@ def _wrap_generate(run: Run, original):
             period = max(method.correction_period for method in run.methods)
             if period:
                 _refuse_correction(setting, kwargs)
-                kwargs["custom_generate"] = functools.partial(corrected_loop, period=period)
+                kwargs["custom_generate"] = functools.partial(
+                    corrected_loop, period=period, streamer=kwargs.get("streamer")
+                )
         return original(inputs, *args, **kwargs)
 
     return generate

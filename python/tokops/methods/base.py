@@ -88,8 +88,9 @@ class Method:
     """Base of all methods. A subclass validates its numbers in ``__post_init__`` and names the slots it fills."""
 
     slots: ClassVar[tuple[str, ...]] = ()
-    #: Tokens after which what was generated is run again as one dense chunk; 0 is never.
-    correction_period: ClassVar[int] = 0
+    #: Tokens after which what was generated is run again as one dense chunk; 0 is never. Without an annotation,
+    #: or it would be the first field of a subclass that makes it one.
+    correction_period = 0
 
     def resolve(self, shape: ModelShape) -> "Method":
         """This method with everything that depends on the model filled in.
