@@ -1,0 +1,7 @@
+"""transformers models through tokops: a paged cache, attention over it, and patches that undo themselves."""
+
+from .cache import PagedCache
+from .patching import Run, patch
+from .report import Report
+
+__all__ = ["PagedCache", "Report", "Run", "patch"]
