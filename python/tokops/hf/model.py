@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, redi
 import torch
 from filelock import FileLock
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -225,9 +224,8 @@ def _convert(gguf: pathlib.Path, target: pathlib.Path) -> None:
     """Write a model that loads in seconds, complete or not at all."""
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
-    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(**source)
+    loaded = LlamaForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The loaded model calls itself gguf-quantised and cannot be saved; a plain one with the same weights can.
     config = loaded.config
     del config.quantization_config
