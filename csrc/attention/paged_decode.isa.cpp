@@ -1,26 +1,11 @@
-#include "attention/paged_decode.h"
-
-#include "attention/tiles.h"
+// The copy for AMX is asked for by the word __AMX_BF16__ (cmake/TokopsIsa.cmake): its products are in tiles_amx.h.
+#include "attention/paged_decode_item.h"
 #include "common/isa.h"
 
 namespace tokops {
 namespace {
 
-constexpr int kTile = 64;    // keys scored before their values are read: a tile of both fits the second cache
 constexpr int kChunk = 256;  // keys of one work item; fixed, so that results do not depend on threads
-constexpr int kMaxRows = 64, kMaxDim = 256;
-
-// Rows of one (sequence, KV head) that read the same keys.
-struct Task {
-  int b, hkv;
-  int t0, g0;        // first new token and first head of the group
-  int heads;         // heads of the group among the rows: row r is token t0 + r / heads, head g0 + r % heads
-  int rows;          // all rows
-  int live;          // rows whose token exists; the others are empty
-  const int32_t* list;  // selected positions, or null
-  int lo, hi;        // keys, or entries of the list
-  RowView view;
-};
 
 struct Grid {
   int row_lists, head_lists;  // lists per (sequence, KV head): by token, by query head
@@ -40,21 +25,6 @@ Grid grid_of(const PagedDecode& p) {
   x.blocks = (x.group_rows + x.block_rows - 1) / x.block_rows;
   x.tasks = int64_t(p.B) * p.Hkv * x.row_lists * x.head_lists * x.blocks;
   return x;
-}
-
-// First entry of an ascending list that is not below `value`.
-int lower_bound(const int32_t* list, int n, int value) {
-  int lo = 0;
-  while (n > 0) {
-    const int half = n / 2;
-    if (list[lo + half] < value) {
-      lo += half + 1;
-      n -= half + 1;
-    } else {
-      n = half;
-    }
-  }
-  return lo;
 }
 
 Task task_of(const PagedDecode& p, const Grid& x, int64_t i) {
@@ -116,244 +86,6 @@ void count_items(const PagedDecode& p, const Grid& x, int64_t* begin) {
   for (int64_t i = 0; i < x.tasks; ++i) begin[i + 1] = begin[i] + chunks_of(task_of(p, x, i));
 }
 
-template <class T>
-struct Scratch {
-  using Q = typename QueryOf<T>::type;
-  alignas(64) float s[kMaxRows * kTile];
-  alignas(64) float out[kMaxRows * kMaxDim];
-  alignas(64) Q q[kMaxRows * kMaxDim];
-  float m[kMaxRows], l[kMaxRows], keep[kMaxRows];
-  int row_pos[kMaxRows];
-  int pos[kTile];
-  const T *k[kTile], *v[kTile];
-};
-
-int round_up(int x, int to) { return (x + to - 1) / to * to; }
-
-template <class T>
-class Item {
- public:
-  Item(const PagedDecode& p, const Task& t, Scratch<T>& x)
-      : p_(p), t_(t), x_(x), dim_(round_up(p.D, 32)), masked_(false) {
-    using Q = typename QueryOf<T>::type;
-    for (int r = 0; r < t.live; ++r) {
-      const T* q = static_cast<const T*>(p.q) + t.b * p.q_b + token(r) * p.q_t + head(r) * p.q_h;
-      Q* to = x.q + r * dim_;
-      for (int c = 0; c < p.D; ++c) copy(q[c], to + c);
-      for (int c = p.D; c < dim_; ++c) copy(T{}, to + c);
-      x.row_pos[r] = row_position(p, t.view, t.b, token(r));
-      x.m[r] = -INFINITY;
-      x.l[r] = 0;
-      for (int c = 0; c < dim_; ++c) x.out[r * dim_ + c] = 0;
-    }
-  }
-
-  void run(int from, int to) {
-    if (t_.live == 0) return;
-    for (int at = from; at < to; at += kTile) {
-      const int n = to - at < kTile ? to - at : kTile;
-      locate(at, n);
-      score(n);
-      if (p_.scores) write_scores(n);
-      if (!p_.v) continue;
-      bend(n);
-      normalise(n);
-      add_values(n);
-    }
-  }
-
-  int token(int r) const { return t_.t0 + r / t_.heads; }
-  int head(int r) const { return t_.g0 + r % t_.heads; }
-
-  // Writes output and lse of one row from its state, the sink counted in.
-  static void finish(const PagedDecode& p, int b, int token, int head, bool exists, float m, float l,
-                     const float* out) {
-    const int64_t at = (int64_t(b) * p.T + token) * p.Hq + head;
-    float top = m, scale = 1;
-    if (p.sink_logit && exists) {
-      const float sink = p.sink_logit[head];
-      top = sink > m ? sink : m;
-      scale = m == -INFINITY ? 0 : std::exp(m - top);
-      l = l * scale + (sink == -INFINITY ? 0 : std::exp(sink - top));
-    }
-    p.lse[at] = l > 0 ? top + std::log(l) : -INFINITY;
-    const float share = l > 0 && m > -INFINITY ? scale / l : 0;
-    T* to = static_cast<T*>(p.out) + at * p.D;
-    for (int c = 0; c < p.D; ++c) from_float(share == 0 ? 0.f : out[c] * share, to + c);
-  }
-
- private:
-  static void copy(T from, T* to) { *to = from; }
-  template <class Q>
-  static void copy(T from, Q* to) {
-    *to = to_float(from);
-  }
-
-  // Positions and row pointers of the next n keys; whether every row sees all of them.
-  void locate(int at, int n) {
-    const int32_t* table = p_.table + t_.b * p_.table_b + t_.hkv * p_.table_h;
-    const T* k = static_cast<const T*>(p_.k) + t_.hkv * p_.k_h;
-    const T* v = static_cast<const T*>(p_.v) + t_.hkv * p_.v_h;
-    int page = -1, end = 0;
-    const T *kp = nullptr, *vp = nullptr;
-    for (int j = 0; j < n; ++j) {
-      const int pos = t_.list ? t_.list[at + j] : at + j;
-      if (pos >= end) {
-        page = pos / p_.P;
-        end = (page + 1) * p_.P;
-        kp = k + table[page] * p_.k_n;
-        vp = v + table[page] * p_.v_n;
-      }
-      const int64_t slot = pos - (end - p_.P);
-      x_.pos[j] = pos;
-      x_.k[j] = kp + slot * p_.k_p;
-      x_.v[j] = vp + slot * p_.v_p;
-    }
-    for (int j = n; j < round_up(n, kKeyBlock); ++j) x_.k[j] = x_.k[n - 1];
-    masked_ = !all_seen(x_.pos[0], x_.pos[n - 1]);
-  }
-
-  bool all_seen(int first, int last) const {
-    const int tokens = t_.live / t_.heads;
-    if (p_.ancestors ? last >= t_.view.first : last > x_.row_pos[0]) return false;
-    if (!p_.window) return true;
-    int top = 0;
-    for (int i = 0; i < tokens; ++i) {
-      const int pos = x_.row_pos[i * t_.heads];
-      top = pos > top ? pos : top;
-    }
-    return first > top - p_.window;
-  }
-
-  // s = scale * q . k, sane, and -inf where a row does not see a key or the tile has ended.
-  void score(int n) {
-    for (int j = 0; j < n; j += kKeyBlock) {
-      if (p_.v)
-        for (int i = j; i < j + kKeyBlock && i < n; ++i)
-          for (int c = 0; c < p_.D; c += int(64 / sizeof(T))) __builtin_prefetch(x_.v[i] + c, 0, 2);
-      row_blocks(t_.live, [&](int r, auto count) {
-        dots<decltype(count)::value>(x_.q + r * dim_, dim_, x_.k + j, p_.D, x_.s + r * kTile + j, kTile);
-      });
-    }
-    const Vec scale = splat(p_.scale);
-    for (int r = 0; r < t_.live; ++r) {
-      float* s = x_.s + r * kTile;
-      for (int j = 0; j < n; j += Vec::width) store(s + j, sane(load(s + j) * scale));
-      for (int j = n; j < round_up(n, Vec::width); ++j) s[j] = -INFINITY;
-      if (masked_)
-        for (int j = 0; j < n; ++j)
-          if (!sees(p_, t_.view, t_.b, token(r), x_.row_pos[r], x_.pos[j])) s[j] = -INFINITY;
-    }
-  }
-
-  void write_scores(int n) {
-    const int first = x_.pos[0];
-    if (first + n > p_.score_len) n = p_.score_len > first ? int(p_.score_len - first) : 0;
-    for (int r = 0; r < t_.live; r += p_.reduce == ScoreReduce::none ? 1 : t_.heads) {
-      const int heads = p_.reduce == ScoreReduce::none ? p_.Hq : p_.Hkv;
-      const int h = p_.reduce == ScoreReduce::none ? head(r) : t_.hkv;
-      float* to = p_.scores + ((int64_t(t_.b) * p_.T + token(r)) * heads + h) * p_.score_len + first;
-      const float* s = x_.s + r * kTile;
-      for (int j = 0; j < n; ++j) to[j] = s[j];
-      if (p_.reduce == ScoreReduce::max)
-        for (int g = 1; g < t_.heads; ++g)
-          for (int j = 0; j < n; ++j) to[j] = to[j] > s[g * kTile + j] ? to[j] : s[g * kTile + j];
-      if (p_.reduce == ScoreReduce::sum)
-        for (int g = 1; g < t_.heads; ++g)
-          for (int j = 0; j < n; ++j) to[j] += s[g * kTile + j];
-    }
-  }
-
-  // Soft cap and the factor of the initial token.
-  void bend(int n) {
-    const int width = round_up(n, Vec::width);
-    if (p_.softcap > 0) {
-      const Vec cap = splat(p_.softcap), inverse = splat(1 / p_.softcap), one = splat(1), none = zero();
-      for (int i = 0; i < t_.live * kTile; i += kTile)
-        for (int j = i; j < i + width; j += Vec::width) {
-          const Vec s = load(x_.s + j), x = s * inverse;
-          const Vec e = exp_nonpositive(splat(-2) * max(x, none - x));
-          const Vec bent = cap * (one - e) / (one + e);
-          const Vec capped = select_less(x, none, none - bent, bent);
-          store(x_.s + j, select_less(s, splat(-3.402823466e38f), s, capped));
-        }
-    }
-    if (p_.log_gamma && x_.pos[0] <= t_.view.start && t_.view.start <= x_.pos[n - 1]) {
-      const int j = lower_bound(x_.pos, n, t_.view.start);
-      if (x_.pos[j] != t_.view.start) return;
-      for (int r = 0; r < t_.live; ++r)
-        if (x_.row_pos[r] > t_.view.start) x_.s[r * kTile + j] += p_.log_gamma[head(r)];
-    }
-  }
-
-  // s becomes exp(s - m); m, l and what is kept of the earlier output follow.
-  void normalise(int n) {
-    const int width = round_up(n, Vec::width);
-    holes_ = false;
-    for (int r = 0; r < t_.live; ++r) {
-      float* s = x_.s + r * kTile;
-      Vec top = load(s);
-      for (int j = Vec::width; j < width; j += Vec::width) top = max(top, load(s + j));
-      const float m = x_.m[r] > largest(top) ? x_.m[r] : largest(top);
-      x_.keep[r] = x_.m[r] == m ? 1.f : std::exp(x_.m[r] - m);
-      if (m == -INFINITY) {
-        for (int j = 0; j < width; j += Vec::width) store(s + j, zero());
-        holes_ = true;
-        continue;
-      }
-      if (!masked_) holes_ |= has_hole(s, n);
-      Vec total = zero();
-      for (int j = 0; j < width; j += Vec::width) {
-        const Vec e = exp_nonpositive(load(s + j) - splat(m));
-        store(s + j, e);
-        total = total + e;
-      }
-      x_.m[r] = m;
-      x_.l[r] = x_.l[r] * x_.keep[r] + sum(total);
-    }
-    holes_ |= masked_;
-  }
-
-  static bool has_hole(const float* s, int n) {
-    Vec low = splat(INFINITY);
-    int j = 0;
-    for (; j + Vec::width <= n; j += Vec::width) low = min(low, load(s + j));
-    for (; j < n; ++j)
-      if (s[j] == -INFINITY) return true;
-    return largest(zero() - low) == INFINITY;
-  }
-
-  void add_values(int n) {
-    if (holes_) return add_seen_values(n);
-    row_blocks(t_.live, [&](int r, auto count) {
-      weighted_row_block<decltype(count)::value>(x_.s + r * kTile, kTile, x_.v, n, p_.D, x_.keep + r,
-                                                 x_.out + r * dim_, dim_);
-    });
-  }
-
-  // Row by row, over the keys with weight alone: what a row does not see may hold anything, NaN included.
-  void add_seen_values(int n) {
-    const T* v[kTile];
-    float w[kTile];
-    for (int r = 0; r < t_.live; ++r) {
-      int m = 0;
-      for (int j = 0; j < n; ++j)
-        if (x_.s[r * kTile + j] > 0) {
-          w[m] = x_.s[r * kTile + j];
-          v[m++] = x_.v[j];
-        }
-      weighted_row_block<1>(w, kTile, v, m, p_.D, x_.keep + r, x_.out + r * dim_, dim_);
-    }
-  }
-
-  const PagedDecode& p_;
-  const Task& t_;
-  Scratch<T>& x_;
-  const int dim_;
-  bool masked_;         // some row does not see some key of the tile
-  bool holes_ = false;  // some weight of the tile must not meet its value
-};
-
 // Everything of the score rows that no key range covers.
 void fill_scores(const PagedDecode& p, const Task& t, bool first, bool last) {
   const int lo = t.live ? t.lo : 0, hi = t.live ? t.hi : 0;
@@ -373,23 +105,29 @@ template <class T>
 void run_items(const PagedDecode& p, const Grid& x, const int64_t* begin, float* partials, int64_t i0,
                int64_t i1) {
   Scratch<T> scratch;
+  [[maybe_unused]] const AmxTiles tiles;
   int64_t task = 0;
   for (int64_t n = x.tasks; n > 1;) {  // the task that owns item i0
     const int64_t half = n / 2;
     if (begin[task + half] <= i0) task += half;
     n -= half;
   }
+  Task t;
   for (int64_t i = i0; i < i1; ++i) {
-    while (begin[task + 1] <= i) ++task;
-    const Task t = task_of(p, x, task);
+    const bool next = i == i0 || begin[task + 1] <= i;
+    if (next) {
+      while (begin[task + 1] <= i) ++task;
+      t = task_of(p, x, task);
+    }
     const int64_t chunk = i - begin[task], chunks = begin[task + 1] - begin[task];
     const int from = t.lo + int(chunk) * kChunk, to = from + kChunk < t.hi ? from + kChunk : t.hi;
     Item<T> item(p, t, scratch);
+    if (next) item.load_queries();
     item.run(from, to);
     if (p.scores) fill_scores(p, t, chunk == 0, chunk == chunks - 1);
     if (!p.v) continue;
     const Partial part{partials + i * partial_floats(p, x), p.D};
-    const int dim = round_up(p.D, 32);
+    const int dim = round_up(p.D, Vec::width);
     for (int r = 0; r < t.rows; ++r) {
       const bool live = r < t.live;
       const float m = live ? scratch.m[r] : -INFINITY, l = live ? scratch.l[r] : 0;

@@ -63,21 +63,22 @@ struct PageValues {
 inline void check_page_values(const char* op, const PageValues& x) {
   const int64_t cap = x.pages * x.P, heads = x.lens_h || x.table_h ? x.Hkv : 1;
   for (int64_t b = 0; b < x.B; ++b) {
-    int64_t least = cap;
+    int64_t least = cap, most = 0;
     for (int64_t h = 0; h < heads; ++h) {
       const int64_t n = x.lens[b * x.lens_b + h * x.lens_h];
       STD_TORCH_CHECK(n >= 0 && n <= cap, op, ": seq_lens must be 0..", cap, " (pages * page size), got ", n,
                       " for sequence ", b);
       least = n < least ? n : least;
+      most = n > most ? n : most;
       const int32_t* row = x.table + b * x.table_b + h * x.table_h;
       bool inside = true;
       const int64_t used = x.P ? (n + x.P - 1) / x.P : 0;
       for (int64_t i = 0; i < used; ++i) inside &= row[i] >= 0 && row[i] < x.pages_in_pool;
       STD_TORCH_CHECK(inside, op, ": block_table entries must be 0..", x.pages_in_pool - 1,
                       " for pages in use, sequence ", b, " has others");
-      STD_TORCH_CHECK(x.q_lens || n >= x.rows || n == 0, op, ": seq_lens must count the ", x.rows,
-                      " new tokens (or be 0), got ", n, " for sequence ", b);
     }
+    STD_TORCH_CHECK(x.q_lens || least >= x.rows || most == 0, op, ": seq_lens must count the ", x.rows,
+                    " new tokens (or be 0), got ", least, " for sequence ", b);
     if (x.q_lens)
       STD_TORCH_CHECK(x.q_lens[b] >= 0 && x.q_lens[b] <= x.rows && x.q_lens[b] <= least, op,
                       ": q_lens must be 0..", x.rows, " and at most seq_lens, got ", x.q_lens[b],

@@ -5,74 +5,92 @@
 namespace tokops {
 namespace {
 
-#if defined(__AVX512F__)
-inline constexpr int kRowBlock = 4;  // query rows whose accumulators fit the registers
-#else
-inline constexpr int kRowBlock = 2;
-#endif
-inline constexpr int kKeyBlock = 4, kColumnBlock = 4;
-
 template <int N>
 struct Int {
   static constexpr int value = N;
 };
 
-// What queries are kept as while keys of type T are scored.
+// f(first, Int<n>) over [0, rows) in balanced blocks of at most Max (<= 8) rows.
+template <int Max, class F>
+inline void in_blocks(int rows, const F& f) {
+  const int blocks = (rows + Max - 1) / Max;
+  for (int i = 0, r = 0; i < blocks; ++i) {
+    const int n = (rows - r) / (blocks - i);
+    switch (n) {
+      case 1: f(r, Int<1>{}); break;
+      case 2: f(r, Int<2>{}); break;
+      case 3: if constexpr (Max >= 3) f(r, Int<3>{}); break;
+      case 4: if constexpr (Max >= 4) f(r, Int<4>{}); break;
+      case 5: if constexpr (Max >= 5) f(r, Int<5>{}); break;
+      case 6: if constexpr (Max >= 6) f(r, Int<6>{}); break;
+      case 7: if constexpr (Max >= 7) f(r, Int<7>{}); break;
+      case 8: if constexpr (Max >= 8) f(r, Int<8>{}); break;
+    }
+    r += n;
+  }
+}
+
+// ---- Scores. A vector holds four dimensions of Vec::groups query rows, so that one key's four dimensions, repeated
+// ---- over the width, meet all of them and sums need no shuffle across groups.
+
+inline constexpr int kKeyBlock = 8;
+#if defined(__AVX512F__)
+inline constexpr int kGroupBlock = 4;  // vectors of queries whose accumulators fit the registers
+#else
+inline constexpr int kGroupBlock = 2;
+#endif
+
+// Where dimension c of query row r stands among rows of padded dimension d4 (a multiple of 4).
+inline int query_at(int r, int c, int d4) {
+  return ((r / Vec::groups) * (d4 / 4) + c / 4) * Vec::width + (r % Vec::groups) * 4 + c % 4;
+}
+
+// out[r * stride + j] = q_r . k_j for N * Vec::groups rows and J (a multiple of 4) keys of d4 floats.
+template <int N, int J>
+inline void dots(const float* q, int d4, const float* const* k, float* out, int stride) {
+  Vec acc[N][J];
+  for (int i = 0; i < N; ++i)
+    for (int j = 0; j < J; ++j) acc[i][j] = zero();
+  const int step = d4 / 4 * Vec::width;
+  for (int c = 0; c < d4; c += 4, q += Vec::width) {
+    Vec x[J];
+    for (int j = 0; j < J; ++j) x[j] = repeat4(k[j] + c);
+    for (int i = 0; i < N; ++i) {
+      const Vec y = load(q + i * step);
+      for (int j = 0; j < J; ++j) acc[i][j] = fma(y, x[j], acc[i][j]);
+    }
+  }
+  for (int i = 0; i < N; ++i)
+    for (int j = 0; j < J; j += 4)
+      store_group_sums(out + i * Vec::groups * stride + j, stride, acc[i][j], acc[i][j + 1], acc[i][j + 2],
+                       acc[i][j + 3]);
+}
+
+// The same for kKeyBlock keys, as many at a time as keep enough sums in flight within the registers.
+template <int N>
+inline void dots_block(const float* q, int d4, const float* const* k, float* out, int stride) {
+  constexpr int J = N * 2 <= kGroupBlock ? 8 : 4;
+  for (int j = 0; j < kKeyBlock; j += J) dots<N, J>(q, d4, k + j, out + j, stride);
+}
+
+// A key as d4 floats: itself where it is that already, else converted into `room`.
+inline const float* as_floats(const float* k, int d, int d4, float* room) {
+  if (d == d4) return k;
+  for (int c = 0; c < d4; ++c) room[c] = c < d ? k[c] : 0;
+  return room;
+}
 template <class T>
-struct QueryOf {
-  using type = float;
-};
-#if defined(__AVX512BF16__)
-template <>
-struct QueryOf<bf16> {
-  using type = bf16;
-};
-#endif
-
-// out[r * os + j] = q_r . k_j for R rows and 4 keys.
-template <int R, class T>
-inline void dots(const float* q, int qs, const T* const* k, int d, float* out, int os) {
-  Vec acc[R][kKeyBlock];
-  for (int r = 0; r < R; ++r)
-    for (int j = 0; j < kKeyBlock; ++j) acc[r][j] = zero();
+inline const float* as_floats(const T* k, int d, int d4, float* room) {
   int c = 0;
-  for (; c + Vec::width <= d; c += Vec::width) {
-    Vec x[kKeyBlock];
-    for (int j = 0; j < kKeyBlock; ++j) x[j] = load(k[j] + c);
-    for (int r = 0; r < R; ++r) {
-      const Vec y = load(q + r * qs + c);
-      for (int j = 0; j < kKeyBlock; ++j) acc[r][j] = fma(y, x[j], acc[r][j]);
-    }
-  }
-  if (c < d)
-    for (int j = 0; j < kKeyBlock; ++j) {
-      const Vec x = load_first(k[j] + c, d - c);
-      for (int r = 0; r < R; ++r) acc[r][j] = fma(load(q + r * qs + c), x, acc[r][j]);
-    }
-  for (int r = 0; r < R; ++r) store_sums(out + r * os, acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
+  for (; c + Vec::width <= d; c += Vec::width) store(room + c, load(k + c));
+  for (; c < d4; ++c) room[c] = c < d ? to_float(k[c]) : 0;
+  return room;
 }
 
-#if defined(__AVX512BF16__)
-template <int R>
-inline void dots(const bf16* q, int qs, const bf16* const* k, int d, float* out, int os) {
-  Vec acc[R][kKeyBlock];
-  for (int r = 0; r < R; ++r)
-    for (int j = 0; j < kKeyBlock; ++j) acc[r][j] = zero();
-  for (int c = 0; c < d; c += 32) {
-    const __mmask32 m = d - c >= 32 ? ~0u : (1u << (d - c)) - 1;
-    __m512bh x[kKeyBlock];
-    for (int j = 0; j < kKeyBlock; ++j) x[j] = (__m512bh)_mm512_maskz_loadu_epi16(m, k[j] + c);
-    for (int r = 0; r < R; ++r) {
-      const __m512bh y = (__m512bh)_mm512_loadu_si512(q + r * qs + c);
-      for (int j = 0; j < kKeyBlock; ++j) acc[r][j].v = _mm512_dpbf16_ps(acc[r][j].v, y, x[j]);
-    }
-  }
-  for (int r = 0; r < R; ++r) store_sums(out + r * os, acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
-}
-#endif
+// ---- Values.
 
 // out[r * os + c..] = out * keep[r] + sum_j p[r * ps + j] v_j for R rows, C vectors of columns, n keys.
-template <int R, int C, class T>
+template <int R, int C, bool Tail, class T>
 inline void weighted(const float* p, int ps, const T* const* v, int n, int c, int tail, const float* keep,
                      float* out, int os) {
   Vec acc[R][C];
@@ -81,7 +99,7 @@ inline void weighted(const float* p, int ps, const T* const* v, int n, int c, in
   for (int j = 0; j < n; ++j) {
     Vec x[C];
     for (int i = 0; i < C; ++i)
-      x[i] = tail ? load_first(v[j] + c, tail) : load(v[j] + c + i * Vec::width);
+      x[i] = Tail ? load_first(v[j] + c, tail) : load(v[j] + c + i * Vec::width);
     for (int r = 0; r < R; ++r) {
       const Vec y = splat(p[r * ps + j]);
       for (int i = 0; i < C; ++i) acc[r][i] = fma(y, x[i], acc[r][i]);
@@ -94,30 +112,20 @@ inline void weighted(const float* p, int ps, const T* const* v, int n, int c, in
     }
 }
 
-template <int R, class T>
-inline void weighted_row_block(const float* p, int ps, const T* const* v, int n, int d, const float* keep,
-                               float* out, int os) {
-  int c = 0;
-  for (; c + kColumnBlock * Vec::width <= d; c += kColumnBlock * Vec::width)
-    weighted<R, kColumnBlock>(p, ps, v, n, c, 0, keep, out, os);
-  for (; c + Vec::width <= d; c += Vec::width) weighted<R, 1>(p, ps, v, n, c, 0, keep, out, os);
-  if (c < d) weighted<R, 1>(p, ps, v, n, c, d - c, keep, out, os);
-}
-
-// f(first row, constant R) over rows in balanced blocks of at most kRowBlock.
-template <class F>
-inline void row_blocks(int rows, const F& f) {
-  const int blocks = (rows + kRowBlock - 1) / kRowBlock;
-  for (int i = 0, r = 0; i < blocks; ++i) {
-    const int n = (rows - r) / (blocks - i);
-    if (n == 1) f(r, Int<1>{});
-    if (n == 2) f(r, Int<2>{});
 #if defined(__AVX512F__)
-    if (n == 3) f(r, Int<3>{});
-    if (n == 4) f(r, Int<4>{});
+inline constexpr int kValueRows = 8, kWideRows = 4;  // rows whose sums fit the registers, by 2 and 4 columns
+#else
+inline constexpr int kValueRows = 4, kWideRows = 2;
 #endif
-    r += n;
-  }
+
+template <int R, class T>
+inline void weighted_rows(const float* p, int ps, const T* const* v, int n, int d, const float* keep, float* out,
+                          int os) {
+  constexpr int C = R <= kWideRows ? 4 : 2;
+  int c = 0;
+  for (; c + C * Vec::width <= d; c += C * Vec::width) weighted<R, C, false>(p, ps, v, n, c, 0, keep, out, os);
+  for (; c + Vec::width <= d; c += Vec::width) weighted<R, 1, false>(p, ps, v, n, c, 0, keep, out, os);
+  if (c < d) weighted<R, 1, true>(p, ps, v, n, c, d - c, keep, out, os);
 }
 
 }  // namespace

@@ -3,6 +3,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "common/op.h"
 
@@ -10,8 +17,22 @@
 namespace tokops {
 namespace cpu {
 
-static constexpr const char* kNames[] = {"base", "avx2", "avx512", "avx512bf16"};
+static constexpr const char* kNames[] = {"base", "avx2", "avx512", "avx512bf16", "amx"};
 const char* isa_name(Isa i) { return kNames[int(i)]; }
+
+#if defined(__x86_64__)
+// AMX tiles with bf16 products. Linux saves their registers only for a process that has asked (ARCH_REQ_XCOMP_PERM for
+// component 18, tile data).
+static bool has_tiles() {
+#if defined(__linux__)
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 static Isa detect() {
   int have = 0;
@@ -20,7 +41,8 @@ static Isa detect() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  have = avx512 && __builtin_cpu_supports("avx512bf16") ? 3 : avx512 ? 2 : avx2 ? 1 : 0;
+  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  have = bf16 && has_tiles() ? 4 : bf16 ? 3 : avx512 ? 2 : avx2 ? 1 : 0;
 #endif
   if (const char* want = std::getenv("TOKOPS_CPU_ISA"))
     for (int i = 0; i <= have; ++i)

@@ -4,7 +4,7 @@
 
 namespace tokops::cpu {
 
-enum class Isa : int { base, avx2, avx512, avx512bf16, count };
+enum class Isa : int { base, avx2, avx512, avx512bf16, amx, count };
 Isa best_isa();              // what this CPU has; TOKOPS_CPU_ISA=<name> lowers it
 const char* isa_name(Isa);
 

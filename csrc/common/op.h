@@ -17,6 +17,26 @@ namespace tokops {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// A dtype as Python spells it.
+inline const char* dtype_name(ScalarType t) {
+  switch (t) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    default:
+      return torch::headeronly::toString(t);
+  }
+}
+
 inline DType dtype_of(const Tensor& t, const char* op, const char* name) {
   switch (t.scalar_type()) {
     case ScalarType::Float:
@@ -29,14 +49,14 @@ inline DType dtype_of(const Tensor& t, const char* op, const char* name) {
       break;
   }
   STD_TORCH_CHECK(false, op, ": ", name, " must be float32, bfloat16 or float16, got ",
-                  torch::headeronly::toString(t.scalar_type()));
+                  dtype_name(t.scalar_type()));
   return DType::f32;
 }
 
 inline void check_dtype(const Tensor& t, ScalarType want, const char* op, const char* name) {
   STD_TORCH_CHECK(t.scalar_type() == want, op, ": ", name, " must be ",
-                  torch::headeronly::toString(want), ", got ",
-                  torch::headeronly::toString(t.scalar_type()));
+                  dtype_name(want), ", got ",
+                  dtype_name(t.scalar_type()));
 }
 
 inline void check_device(const Tensor& t, const Tensor& like, const char* op, const char* name) {

@@ -61,7 +61,7 @@ inline void from_float(float x, f16* out) {
 
 #if defined(__AVX512F__)
 struct Vec {
-  static constexpr int width = 16;
+  static constexpr int width = 16, groups = 4;
   __m512 v;
 };
 inline Vec zero() { return {_mm512_setzero_ps()}; }
@@ -101,17 +101,21 @@ inline Vec sane(Vec a) {
 }
 inline float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float largest(Vec a) { return _mm512_reduce_max_ps(a.v); }
-// The sums of four vectors, stored as four floats.
-inline void store_sums(float* out, Vec a, Vec b, Vec c, Vec d) {
+// Four floats, repeated over the width.
+inline Vec repeat4(const float* p) { return {_mm512_broadcast_f32x4(_mm_loadu_ps(p))}; }
+// For each group l of four lanes: the sums of that group in a, b, c and d, stored at out + l * stride.
+inline void store_group_sums(float* out, int stride, Vec a, Vec b, Vec c, Vec d) {
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
   const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c.v, d.v), _mm512_unpackhi_ps(c.v, d.v));
   const __m512 x = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
-  const __m256 y = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
-  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1)));
+  _mm_storeu_ps(out, _mm512_castps512_ps128(x));
+  _mm_storeu_ps(out + stride, _mm512_extractf32x4_ps(x, 1));
+  _mm_storeu_ps(out + 2 * stride, _mm512_extractf32x4_ps(x, 2));
+  _mm_storeu_ps(out + 3 * stride, _mm512_extractf32x4_ps(x, 3));
 }
 #elif defined(__AVX2__)
 struct Vec {
-  static constexpr int width = 8;
+  static constexpr int width = 8, groups = 2;
   __m256 v;
 };
 inline Vec zero() { return {_mm256_setzero_ps()}; }
@@ -159,14 +163,18 @@ inline float largest(Vec a) {
   x = _mm_max_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps(x, x, 1)));
 }
-inline void store_sums(float* out, Vec a, Vec b, Vec c, Vec d) {
+inline Vec repeat4(const float* p) {
+  return {_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p))};
+}
+inline void store_group_sums(float* out, int stride, Vec a, Vec b, Vec c, Vec d) {
   const __m256 x = _mm256_hadd_ps(_mm256_hadd_ps(a.v, b.v), _mm256_hadd_ps(c.v, d.v));
-  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
+  _mm_storeu_ps(out, _mm256_castps256_ps128(x));
+  _mm_storeu_ps(out + stride, _mm256_extractf128_ps(x, 1));
 }
 #else
 // Four lanes of the compiler's own vectors: SSE2 on x86, NEON on Arm.
 struct Vec {
-  static constexpr int width = 4;
+  static constexpr int width = 4, groups = 1;
   typedef float V __attribute__((vector_size(16)));
   typedef int32_t I __attribute__((vector_size(16)));
   V v;
@@ -210,7 +218,8 @@ inline float largest(Vec a) {
   const float x = a.v[0] > a.v[1] ? a.v[0] : a.v[1], y = a.v[2] > a.v[3] ? a.v[2] : a.v[3];
   return x > y ? x : y;
 }
-inline void store_sums(float* out, Vec a, Vec b, Vec c, Vec d) {
+inline Vec repeat4(const float* p) { return load(p); }
+inline void store_group_sums(float* out, int, Vec a, Vec b, Vec c, Vec d) {
   out[0] = sum(a);
   out[1] = sum(b);
   out[2] = sum(c);

@@ -1,9 +1,11 @@
 """Writing of new keys and values into pages, and moving of rows that stay."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from .._check import check_shape, check_tensor, refuse_unless
+from .._check import FLOATS, check_shape, check_tensor, refuse_unless
 from .._native import checked, op
 from . import logical
 
@@ -98,6 +100,10 @@ def paged_append(
 
 
 def _check_gather(k_pages, v_pages, block_table, base, rows, counts):
+    if block_table.dim() in (2, 3):
+        check_tensor("paged_gather_rows", "base", base, block_table.dim() - 1, logical.INT, block_table)
+        check_shape("paged_gather_rows", "base", base, block_table.shape[:-1],
+                    "block_table's shape without its last axis")
     heads = _check_pools("paged_gather_rows", k_pages, v_pages, block_table, base)
     check_tensor("paged_gather_rows", "rows", rows, 2, logical.INT, k_pages)
     refuse_unless(rows.shape[0] == block_table.shape[0], "paged_gather_rows",
@@ -179,3 +185,40 @@ def paged_gather_rows(
     if checked() and k_pages.is_cuda:
         _check_gather_values(k_pages, block_table, base, rows, counts)
     torch.ops.tokops.paged_gather_rows.default(k_pages, v_pages, block_table, base, rows, counts=counts)
+
+
+def _case_pools(gen, batch, heads, size, pages, d, dtype, per_head):
+    """Pools, and a table whose entries are all different."""
+    rows = (batch, heads, pages) if per_head else (batch, pages)
+    table = torch.randperm(batch * pages * (heads if per_head else 1) + 2, generator=gen)[:-2].view(rows).int()
+    shape = (table.numel() + 2, 1 if per_head else heads, size, d)
+    return *(torch.randn(shape, generator=gen).to(dtype) for _ in range(2)), table
+
+
+def _case_rows(gen, batch, heads, capacity, n, per_head):
+    """Lengths that leave room for n rows, and row counts 0..n."""
+    lens = torch.randint(n, capacity + 1, (batch, heads) if per_head else (batch,), generator=gen, dtype=torch.int32)
+    return lens, torch.randint(0, n + 1, (batch,), generator=gen, dtype=torch.int32)
+
+
+def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
+    """Inputs of the two ops, "small" or "large": (op, label, args, kwargs)."""
+    gen = torch.Generator().manual_seed(0)
+    if size == "large":
+        shapes = [(8, 8, 64, 256, 1, 128), (1, 8, 16384, 1, 8000, 128)]
+    else:
+        shapes = [(2, 3, 4, 5, 1, 8), (3, 2, 16, 2, 7, 33), (1, 1, 1, 12, 12, 1), (2, 2, 64, 1, 5, 64)]
+    for batch, heads, page, pages, n, d in shapes:
+        for dtype in FLOATS:
+            for per_head in (False, True):
+                pools = _case_pools(gen, batch, heads, page, pages, d, dtype, per_head)
+                lens, counts = _case_rows(gen, batch, heads, page * pages, n, per_head)
+                k, v = (torch.randn(batch, n, heads, d, generator=gen).to(dtype) for _ in range(2))
+                label = f"B {batch} Hkv {heads} P {page} n {n} D {d} {str(dtype)[6:]}{' per head' * per_head}"
+                yield "paged_append", label, (*pools, lens, k, v), {}
+                yield "paged_append", label + " ragged", (*pools, lens, k, v), {"q_lens": counts}
+                most = int(lens.amin())
+                kept = torch.stack([torch.randperm(most, generator=gen)[:n].sort().values for _ in range(batch)]).int()
+                base = lens - most
+                yield "paged_gather_rows", label, (*pools, base, kept), {}
+                yield "paged_gather_rows", label + " ragged", (*pools, base, kept), {"counts": counts}

@@ -1,11 +1,13 @@
 """Attention of a few new tokens per sequence over pages, dense or over a selection."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from .._check import check_shape, check_tensor, refuse_unless
 from .._native import checked, op
-from . import logical
+from . import inputs, logical
 from ._vote_scores import NORMALISED, vote_scores
 
 __all__ = ["paged_decode", "paged_decode_scores"]
@@ -301,3 +303,64 @@ def paged_decode_scores(
     if reduce in NORMALISED:
         scores = vote_scores(scores, logical.kv_heads(k_pages, block_table), reduce)
     return out, lse, scores.squeeze(1) if q.shape[1] == 1 else scores
+
+
+def _small_cases() -> Iterator[tuple[str, inputs.Paged]]:
+    tokens = inputs.int32
+    x = inputs.paged(1, lens=[1, 37, 0, 300], group=3)
+    yield "ragged, one empty", x
+    for i, (dtype, dim, group) in enumerate(
+        [(torch.bfloat16, 64, 7), (torch.float16, 96, 4), (torch.float32, 80, 1), (torch.bfloat16, 192, 16)]
+    ):
+        yield f"{dtype} D {dim} G {group}", inputs.paged(
+            10 + i, lens=[70, 17], group=group, dim=dim, dtype=dtype, heads=1 + i % 2
+        )
+    x = inputs.paged(2, lens=[40, 90, 5], rows=5, page=1)
+    x.extra = {"q_lens": tokens(5, 3, 0), "starts": tokens(0, 80, 2), "scale": 0.2}
+    yield "padded left and right, page 1", x
+    x = inputs.paged(3, lens=[130, 64], rows=3, page=64, dtype=torch.bfloat16)
+    x.extra = {"sink_logit": torch.randn(4), "log_gamma": torch.randn(4), "softcap": 3.0, "window": 20}
+    yield "sink, gamma, softcap, window", x
+    x = inputs.paged(4, lens=[150, 81], rows=70, group=1)
+    x.extra = {"ancestors": inputs.tree(4, 2, 70), "window": 9}
+    yield "tree of 70", x
+    x = inputs.paged(5, lens=[50, 30], rows=2, per_head=True, heads=3)
+    yield "a table per head", x
+    x = inputs.paged(6, lens=[90, 33], page=100)
+    x.k_pages, x.v_pages = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (x.k_pages, x.v_pages))
+    x.q = x.q.transpose(1, 2).contiguous().transpose(1, 2)
+    yield "strided pools", x
+    x = inputs.paged(7, lens=[90, 33])
+    x.q[0, 0, 0, 0] = float("nan")
+    x.k_pages[x.block_table[1, 0].item(), 0, 3, 5] = float("nan")
+    x.v_pages[x.block_table[1, 0].item(), 0, 3, 5] = float("inf")
+    yield "NaN in q and k", x
+
+
+def _selected_cases() -> Iterator[tuple[str, inputs.Paged]]:
+    lens = [100, 45, 9]
+    for rows, s, hs, k, dtype in [
+        (1, 1, 1, 30, torch.float32), (1, 1, 2, 64, torch.bfloat16), (1, 1, 6, 20, torch.float16),
+        (4, 1, 2, 33, torch.float32), (4, 4, 2, 25, torch.bfloat16), (4, 4, 6, 5, torch.float32),
+        (4, 4, 1, 0, torch.float32),
+    ]:
+        x = inputs.paged(20 + k, lens=lens, rows=rows, group=3, dtype=dtype)
+        selected, counts = inputs.selection(k, lens, s, hs, k)
+        x.extra = {"selected": selected, "counts": counts if k % 2 else None}
+        yield f"selected S {s} Hs {hs} k {k}", x
+
+
+def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
+    """Named inputs of both ops."""
+    if size == "large":
+        for dtype in (torch.float32, torch.bfloat16):
+            x = inputs.paged(0, lens=[16384], heads=8, group=4, dim=128, page=16384, dtype=dtype)
+            yield "paged_decode", f"L 16384 {dtype}", x.decode_args, {}
+        return
+    for label, x in _small_cases():
+        yield "paged_decode", label, x.decode_args, x.extra
+        for reduce, max_len in (("none", None), ("max", 40), ("sum", None)):
+            extra = {**x.extra, "reduce": reduce, "max_len": max_len and min(max_len, x.k_pages.shape[2])}
+            yield "paged_decode_scores", f"{label}, {reduce}", x.decode_args, extra
+    for label, x in _selected_cases():
+        yield "paged_decode", label, x.decode_args, x.extra

@@ -1,12 +1,14 @@
 """Scores of new tokens against cached keys, without values."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from .._check import check_shape, check_tensor, refuse_unless
 from .._native import checked, op
-from . import logical
-from ._paged_decode import _check_reduce, _scores_shape, raw_scores
+from . import inputs, logical
+from ._paged_decode import _check_reduce, _scores_shape, _small_cases, raw_scores
 from ._vote_scores import NORMALISED, vote_scores
 
 __all__ = ["paged_scores"]
@@ -103,3 +105,16 @@ def paged_scores(
     if reduce in NORMALISED:
         scores = vote_scores(scores, logical.kv_heads(k_pages, block_table), reduce)
     return scores.squeeze(1) if q.shape[1] == 1 else scores
+
+
+def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
+    """Named inputs."""
+    if size == "large":
+        x = inputs.paged(0, lens=[16384], heads=8, group=4, dim=128, page=16384)
+        yield "paged_scores", "L 16384", x.score_args, {"reduce": "max"}
+        return
+    allowed = ("q_lens", "starts", "ancestors", "window", "scale")
+    for label, x in _small_cases():
+        for reduce in ("none", "max", "sum"):
+            extra = {k: v for k, v in x.extra.items() if k in allowed}
+            yield "paged_scores", f"{label}, {reduce}", x.score_args, {**extra, "reduce": reduce}

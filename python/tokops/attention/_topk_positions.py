@@ -1,5 +1,7 @@
 """Positions of the largest scores, exact and in a total order."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -118,3 +120,25 @@ def threshold_positions(
     if checked() and scores.is_cuda:
         _check_lens("topk_positions", scores, lens, None)
     return torch.ops.tokops.topk_positions.default(scores, lens, None, cap, threshold)
+
+
+def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
+    """Inputs of the op, "small" or "large": (op, label, args, kwargs)."""
+    gen = torch.Generator().manual_seed(0)
+    if size == "large":
+        for rows, length, k in ((32, 16384, 1024), (8, 131072, 2048), (1, 1 << 20, 2048)):
+            yield "topk_positions", f"[{rows}, {length}] k {k}", (torch.randn(rows, length, generator=gen), None, None, k), {}
+        return
+    for length in (0, 1, 15, 17, 300, 5000):
+        scores = torch.randn(2, 3, length, generator=gen)
+        lens = torch.randint(0, length + 1, (2, 3), generator=gen, dtype=torch.int32)
+        for k in sorted({0, 1, length // 3, length, length + 2}):
+            yield "topk_positions", f"L {length} k {k}", (scores, None, None, k), {}
+            per_row = torch.randint(0, k + 2, (2, 3), generator=gen, dtype=torch.int32)
+            yield "topk_positions", f"L {length} k {k}, ties, per row", (scores.round(), lens, per_row, k), {}
+        odd = scores.clone()
+        odd[..., ::5], odd[..., 1::5], odd[..., 2::5] = float("nan"), float("-inf"), -0.0
+        threshold = torch.tensor([[0.0, float("-inf"), float("nan")], [-1.0, float("inf"), 0.5]])
+        yield "topk_positions", f"L {length} above a threshold", (odd, lens, None, length // 2, threshold), {}
+    yield "topk_positions", "no rows", (torch.zeros(0, 4), None, None, 2), {}
+    yield "topk_positions", "one row, no batch axis", (torch.randn(40, generator=gen), None, None, 5), {}

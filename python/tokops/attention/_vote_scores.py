@@ -1,5 +1,7 @@
 """Softmax-normalised reductions of scores over heads."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,7 @@ def _check(scores, kv_heads, kind):
 def reference(scores, kv_heads, kind):
     """The definition: softmax per head, then the sum over all heads or the maximum over each group."""
     _check(scores, kv_heads, kind)
+    scores = scores.nan_to_num(nan=float("-inf"), posinf=torch.finfo(torch.float32).max, neginf=float("-inf"))
     top = scores.amax(-1, keepdim=True) if scores.shape[-1] else scores.new_zeros((*scores.shape[:-1], 1))
     weights = torch.exp(scores - top.masked_fill(top.isneginf(), 0.0))
     votes = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
@@ -48,7 +51,7 @@ def vote_scores(scores: Tensor, kv_heads: int, kind: str) -> Tensor:
     """Let every query head vote for positions with its softmax, and reduce the votes.
 
     Args:
-        scores: ``[B, T, Hq, L]`` float32 scaled logits; -inf where a head sees nothing.
+        scores: ``[B, T, Hq, L]`` float32 scaled logits; -inf (or NaN) where a head sees nothing.
         kv_heads: KV heads; Hq is a multiple of it.
         kind: ``soft_vote`` sums the votes of all heads (TokenSelect), ``soft_max`` keeps the largest vote of
             each group (TidalDecode over KV heads).
@@ -61,3 +64,16 @@ def vote_scores(scores: Tensor, kv_heads: int, kind: str) -> Tensor:
         RuntimeError: wrong rank, dtype, kind or head counts.
     """
     return torch.ops.tokops.vote_scores.default(scores, kv_heads, kind)
+
+
+def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
+    """Inputs of the op, "small" or "large": (op, label, args, kwargs)."""
+    gen = torch.Generator().manual_seed(0)
+    large = [(1, 1, 32, 8, 16384), (8, 1, 32, 8, 8128)]
+    small = [(2, 1, 8, 2, 300), (1, 3, 6, 1, 17), (2, 2, 4, 4, 1), (1, 1, 4, 2, 5000), (0, 1, 4, 2, 8), (1, 1, 4, 2, 0)]
+    for b, t, hq, hkv, length in large if size == "large" else small:
+        scores = torch.randn(b, t, hq, length, generator=gen) * 4
+        scores[torch.rand(scores.shape, generator=gen) < 0.2] = float("-inf")
+        scores[..., length // 2 :: 7] = float("-inf")  # nobody sees these
+        for kind in NORMALISED:
+            yield "vote_scores", f"{kind} {[b, t, hq, length]} over {hkv}", (scores, hkv, kind), {}

@@ -94,7 +94,7 @@ def check_values(
             bool(ok.all()), op, f"q_lens must be 0..{rows} and at most seq_lens, got {q_lens.tolist()}"
         )
     elif rows:
-        ok = (used >= rows) | (used == 0)
+        ok = (used >= rows).all(-1) | (used == 0).all(-1)
         refuse_unless(
             bool(ok.all()),
             op,

@@ -1,0 +1,140 @@
+// paged_decode on CUDA: the launch shape, the choice of arithmetic, and the merge of splits.
+#include "attention/paged_decode.cuh"
+
+namespace tokops {
+namespace paged {
+namespace {
+
+constexpr int kBlocksPerSm = 8;  // a few waves, so that ragged lengths even out
+
+int multiprocessors() {
+  int device = 0, count = 0;
+  check_cuda(cudaGetDevice(&device), "paged_decode");
+  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "paged_decode");
+  return count;
+}
+
+bool aligned(const void* base, int64_t a, int64_t b, int64_t c, int bytes) {
+  return reinterpret_cast<uintptr_t>(base) % 16 == 0 && (a | b | c) * bytes % 16 == 0;
+}
+
+// Rows per warp and row tiles per block for `rows` rows that read the same keys.
+void choose_tiles(Plan& plan, int rows) {
+  const bool wide = plan.p.D > 128, single = plan.p.dtype == DType::f32;
+  int least = 1, most = 4;
+  if (single) {
+    least = wide ? 2 : 1;  // a tile of 16 keys feeds two warps
+    plan.row_tile = rows <= least ? 1 : rows <= 4 * least ? 4 : 8;
+  } else {
+    plan.row_tile = rows <= 1 ? 1 : rows <= 4 ? 4 : 16;
+    most = wide ? 2 : 4;  // shared memory
+  }
+  plan.warps_m = least;
+  while (plan.warps_m < most && plan.row_tile * plan.warps_m < rows) plan.warps_m *= 2;
+}
+
+// Everything but the workspace, from shapes alone: the same for every call on a captured graph.
+Plan make_plan(const PagedDecode& p) {
+  if (p.D != 64 && p.D != 80 && p.D != 96 && p.D != 128 && p.D != 192 && p.D != 256)
+    throw std::runtime_error("paged_decode: head dimension must be 64, 80, 96, 128, 192 or 256 on CUDA, got " +
+                             std::to_string(p.D));
+  Plan plan{};
+  plan.p = p;
+  const int per_kv = p.Hq / p.Hkv;
+  plan.lists_t = p.selected && p.sel_rows > 1 ? p.T : 1;
+  plan.lists_g = p.selected && p.sel_heads > p.Hkv ? per_kv : 1;
+  const int heads = plan.lists_g > 1 ? 1 : per_kv, tokens = plan.lists_t > 1 ? 1 : p.T;
+  choose_tiles(plan, heads * tokens);
+  const int fit = plan.row_tile * plan.warps_m / heads;
+  plan.blocks = (tokens + fit - 1) / fit;
+  plan.tokens = (tokens + plan.blocks - 1) / plan.blocks;
+  plan.blocks = (tokens + plan.tokens - 1) / plan.tokens;
+
+  int64_t keys = p.selected ? p.sel_k : int64_t(p.pages) * p.P;
+  if (p.window && !p.selected) keys = keys < int64_t(p.window) + p.T ? keys : int64_t(p.window) + p.T;
+  const int64_t base = int64_t(p.B) * plan.lists_t * p.Hkv * plan.lists_g * plan.blocks;
+  const int64_t wanted = base ? (int64_t(kBlocksPerSm) * multiprocessors() + base - 1) / base : 1;
+  const int64_t most = (keys + kChunk - 1) / kChunk;
+  plan.splits = int(wanted < most ? wanted : most);
+  if (plan.splits < 1) plan.splits = 1;
+
+  const int bytes = p.dtype == DType::f32 ? 4 : 2;
+  plan.vector_k = aligned(p.k, p.k_n, p.k_h, p.k_p, bytes);
+  plan.vector_v = aligned(p.v, p.v_n, p.v_h, p.v_p, bytes);
+  plan.part_out = static_cast<float*>(p.workspace);
+  plan.part_lse = plan.part_out + int64_t(p.B) * p.T * p.Hq * plan.splits * p.D;
+  return plan;
+}
+
+// One block merges the splits of one row. Threads are slices of D / 4 lanes; a slice takes every so many splits.
+template <class T>
+__global__ void __launch_bounds__(kThreads) merge_kernel(const Plan plan) {
+  __shared__ float sums[kThreads * 4], tops[kThreads], totals[kThreads];
+  const PagedDecode& p = plan.p;
+  const int64_t row = blockIdx.x;
+  const int h = row % p.Hq, per_kv = p.Hq / p.Hkv, t = row / p.Hq % p.T;
+  int64_t group = row / p.Hq / p.T * plan.lists_t + (plan.lists_t > 1 ? t : 0);
+  group = (group * p.Hkv + h / per_kv) * plan.lists_g + (plan.lists_g > 1 ? h % per_kv : 0);
+  const Work w = work_of(plan, group, plan.lists_t > 1 ? 0 : t / plan.tokens);
+
+  const int lanes = p.D / 4, slices = kThreads / lanes;
+  const int lane = threadIdx.x % lanes, slice = threadIdx.x / lanes;
+  if (slice < slices) {
+    float m = -INFINITY, l = 0.f, o[4] = {0.f, 0.f, 0.f, 0.f};
+    const int live = w.live_splits();
+#pragma unroll 4
+    for (int s = slice; s < live; s += slices) {
+      const int64_t at = row * plan.splits + s;
+      const auto x = *reinterpret_cast<const Pack<float, 4>*>(plan.part_out + at * p.D + 4 * lane);
+      const float lse = plan.part_lse[at], top = fmaxf(m, lse);
+      if (lse == -INFINITY) continue;
+      const float keep = ptx::exp2_fast((m - top) * kLog2e), add = ptx::exp2_fast((lse - top) * kLog2e);
+      l = l * keep + add;
+      for (int e = 0; e < 4; ++e) o[e] = weighed(o[e], keep) + weighed(x.at[e], add);
+      m = top;
+    }
+    for (int e = 0; e < 4; ++e) sums[slice * p.D + 4 * lane + e] = o[e];
+    if (lane == 0) tops[slice] = m;
+    if (lane == 0) totals[slice] = l;
+  }
+  __syncthreads();  // all slices are written
+  for (int d = threadIdx.x; d < p.D; d += kThreads) {
+    float m = -INFINITY, l = 0.f, o = 0.f;
+    for (int s = 0; s < slices; ++s) m = fmaxf(m, tops[s]);
+    for (int s = 0; s < slices && m > -INFINITY; ++s) {
+      const float gain = ptx::exp2_fast((tops[s] - m) * kLog2e);
+      l += totals[s] * gain;
+      o += weighed(sums[s * p.D + d], gain);
+    }
+    const Closing c = close_row(p, t < w.view.rows, h, m, l);
+    static_cast<T*>(p.out)[row * p.D + d] = from_float<T>(weighed(o, c.gain));
+    if (d == 0) p.lse[row] = c.lse;
+  }
+}
+
+}  // namespace
+}  // namespace paged
+
+size_t paged_decode_workspace(const PagedDecode& p) {
+  const paged::Plan plan = paged::make_plan(p);
+  if (plan.splits == 1 || !p.out) return 0;
+  return size_t(p.B) * p.T * p.Hq * plan.splits * (p.D + 1) * sizeof(float);
+}
+
+void paged_decode(const PagedDecode& p, const Queue& q) {
+  const paged::Plan plan = paged::make_plan(p);
+  const int64_t rows = int64_t(p.B) * p.T * p.Hq;
+  if (rows == 0) return;
+  if (plan.row_tile == 16) {
+    paged::run_mma(plan, q);
+  } else {
+    paged::run_simt(plan, q);
+  }
+  if (plan.splits == 1 || !p.out) return;
+  if (rows > INT32_MAX) throw std::runtime_error("paged_decode: too many rows for one launch");
+  dispatch<float, __half, __nv_bfloat16>(p.dtype, "paged_decode", [&](auto tag) {
+    launch(paged::merge_kernel<typename decltype(tag)::type>, dim3(unsigned(rows)), dim3(paged::kThreads), 0, q, plan);
+  });
+}
+
+}  // namespace tokops

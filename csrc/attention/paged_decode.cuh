@@ -1,0 +1,141 @@
+// What the CUDA parts of paged_decode share: how work is cut into blocks, and how a row's results leave them.
+#pragma once
+#include <cfloat>
+#include <cmath>
+
+#include "common/cuda.cuh"  // first: the contract's functions then work on the device
+#include "common/ptx.cuh"
+
+#include "attention/paged_decode.h"
+
+namespace tokops::paged {
+
+inline constexpr int kWarps = 4, kThreads = 32 * kWarps;
+inline constexpr int kChunk = 64;  // a split starts at a multiple of this many keys
+inline constexpr float kLog2e = 1.4426950408889634f;
+
+// Host-made launch shape. A group is all rows that read one list of keys; a block takes a run of its tokens.
+struct Plan {
+  PagedDecode p;
+  int row_tile;          // rows per warp
+  int warps_m;           // row tiles per block; kWarps / warps_m warps share the keys of one row tile
+  int tokens, blocks;    // new tokens per block, blocks per group
+  int splits;            // blocks along the keys
+  int lists_t, lists_g;  // groups per sequence along the tokens, and per KV head along its query heads
+  bool vector_k, vector_v;
+  float *part_out, *part_lse;  // [B * T * Hq, splits, D], [B * T * Hq, splits]
+};
+
+void run_simt(const Plan& plan, const Queue& q);  // any dtype, row_tile 1, 4, 8
+void run_mma(const Plan& plan, const Queue& q);   // bf16 and f16, row_tile 16
+
+inline int padded_dim(int d) { return d <= 64 ? 64 : d <= 128 ? 128 : 256; }
+
+namespace {
+
+// What one block of one group does: its rows, and the indices [begin, end) of its keys before splitting.
+struct Work {
+  int b, hkv, t0, t1, h0, heads;  // rows (t, h): t in [t0, t1), h in [h0, h0 + heads)
+  RowView view;
+  const int32_t* list;  // selected positions, or null: index = position
+  int begin, end;
+  int chunk;  // indices per split
+  __device__ int rows() const { return (t1 - t0) * heads; }
+  __device__ int live_splits() const { return (end - begin + chunk - 1) / chunk; }
+};
+
+__device__ inline Work work_of(const Plan& plan, int64_t group, int block) {
+  const PagedDecode& p = plan.p;
+  const int per_kv = p.Hq / p.Hkv;
+  Work w;
+  const int g = group % plan.lists_g;
+  group /= plan.lists_g;
+  w.hkv = group % p.Hkv;
+  group /= p.Hkv;
+  w.t0 = plan.lists_t > 1 ? int(group % plan.lists_t) : block * plan.tokens;
+  w.b = group / plan.lists_t;
+  w.t1 = w.t0 + plan.tokens < p.T ? w.t0 + plan.tokens : p.T;
+  w.h0 = w.hkv * per_kv + g;
+  w.heads = plan.lists_g > 1 ? 1 : per_kv;
+  w.view = row_view(p, w.b, w.hkv);
+  w.list = nullptr;
+  if (p.selected) {
+    const int s = p.sel_rows > 1 ? w.t0 : 0;
+    const int hs = p.sel_heads == 1 ? 0 : plan.lists_g > 1 ? w.h0 : w.hkv;
+    const int64_t at = (int64_t(w.b) * p.sel_rows + s) * p.sel_heads + hs;
+    w.list = p.selected + at * p.sel_k;
+    const int n = p.counts ? p.counts[at] : p.sel_k;
+    w.begin = 0;
+    w.end = n < 0 ? 0 : n > p.sel_k ? p.sel_k : n;
+  } else {
+    key_range(p, w.view, w.b, w.t0, w.t1, &w.begin, &w.end);
+  }
+  if (w.t0 >= w.view.rows || p.pages_in_pool <= 0) w.end = w.begin;
+  const int per_split = (w.end - w.begin + plan.splits - 1) / plan.splits;
+  w.chunk = per_split <= kChunk ? kChunk : (per_split + kChunk - 1) / kChunk * kChunk;
+  return w;
+}
+
+// Factor of the weighted sum and lse of a row whose weights, relative to exp(m), add up to l. The sink is
+// counted here and nowhere else.
+struct Closing {
+  float gain, lse;
+};
+__device__ inline Closing close_row(const PagedDecode& p, bool exists, int h, float m, float l) {
+  if (!exists) return {0.f, -INFINITY};
+  float gain = 1.f;
+  if (p.sink_logit && p.sink_logit[h] > -INFINITY) {
+    const float top = fmaxf(m, p.sink_logit[h]);
+    gain = ptx::exp2_fast((m - top) * kLog2e);
+    l = l * gain + ptx::exp2_fast((p.sink_logit[h] - top) * kLog2e);
+    m = top;
+  }
+  if (!(l > 0.f)) return {0.f, -INFINITY};
+  return {gain / l, m + logf(l)};
+}
+
+// x * gain where a zero gain wins over infinities and NaN.
+__device__ inline float weighed(float x, float gain) { return gain == 0.f ? 0.f : x * gain; }
+
+__device__ inline float clean_score(float x) { return x == x ? fminf(x, FLT_MAX) : -INFINITY; }
+
+// Row of the score matrix: by query head, or by KV head when reduced.
+__device__ inline float* score_row(const PagedDecode& p, int b, int t, int h) {
+  const int heads = p.reduce == ScoreReduce::none ? p.Hq : p.Hkv;
+  return p.scores + ((int64_t(b) * p.T + t) * heads + h) * p.score_len;
+}
+
+// Writes -inf to this split's share of the scores outside [w.begin, w.end), which no tile covers.
+__device__ inline void fill_unseen(const Plan& plan, const Work& w, int split) {
+  const PagedDecode& p = plan.p;
+  const bool none = p.reduce == ScoreReduce::none;
+  const int64_t lo = w.begin < p.score_len ? w.begin : p.score_len;
+  const int64_t hi = w.end < p.score_len ? w.end : p.score_len;
+  const int64_t outside = p.score_len - (hi - lo);
+  const int64_t first = outside * split / plan.splits, last = outside * (split + 1) / plan.splits;
+  const int heads = none ? w.heads : 1;
+  for (int r = 0; r < (w.t1 - w.t0) * heads; ++r) {
+    float* row = score_row(p, w.b, w.t0 + r / heads, none ? w.h0 + r % heads : w.hkv);
+    for (int64_t i = first + threadIdx.x; i < last; i += kThreads) row[i < lo ? i : i - lo + hi] = -INFINITY;
+  }
+}
+
+// Writes the raw scores of keys [key0, end), staged as tile[row * KT + column], one row per query or group.
+template <int KT>
+__device__ inline void write_scores(const PagedDecode& p, const Work& w, const float* tile, int key0, int end) {
+  const bool none = p.reduce == ScoreReduce::none;
+  const int heads = none ? w.heads : 1, folded = none ? 1 : w.heads;
+  const int last = end < p.score_len ? end : int(p.score_len);
+  for (int i = threadIdx.x; i < (w.t1 - w.t0) * heads * KT; i += kThreads) {
+    const int r = i / KT, key = key0 + i % KT;
+    if (key >= last) continue;
+    const float* x = tile + r * folded * KT + i % KT;
+    float total = *x;
+    for (int g = 1; g < folded; ++g)
+      total = p.reduce == ScoreReduce::max ? fmaxf(total, x[g * KT]) : total + x[g * KT];
+    score_row(p, w.b, w.t0 + r / heads, none ? w.h0 + r % heads : w.hkv)[key] = total;
+  }
+}
+
+}  // namespace
+}  // namespace tokops::paged

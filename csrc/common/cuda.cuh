@@ -1,0 +1,142 @@
+// Torch-free helpers for .cu files. tests/cuda_sim compiles the same files with g++, hence a few
+// twins.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+#include "common/backend.h"
+
+namespace tokops {
+
+// ---- Host: launching and dispatch. ----
+
+inline cudaStream_t stream(const Queue& q) { return static_cast<cudaStream_t>(q.stream); }
+
+inline void check_cuda(cudaError_t e, const char* what) {
+  if (e != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(e));
+}
+inline void check_launch(const char* op) { check_cuda(cudaGetLastError(), op); }
+
+// kernel<<<grid, block, shared, stream(q)>>>(args...): `shared` counts dynamic bytes, any amount
+// the device has.
+template <class... P, class... A>
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, const Queue& q,
+            A&&... args) {
+  std::tuple<P...> values(static_cast<P>(std::forward<A>(args))...);
+#if defined(TOKOPS_CUDA_SIM_KERNEL)
+  (void)q;
+  sim::run(grid, block, shared, [&] { std::apply(kernel, values); });
+#else
+  const void* f = reinterpret_cast<const void*>(kernel);
+  if (shared > 48 * 1024)
+    check_cuda(cudaFuncSetAttribute(f, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
+               "launch");
+  std::apply(
+      [&](P&... v) {
+        void* pointers[] = {const_cast<void*>(static_cast<const void*>(&v))..., nullptr};
+        check_cuda(cudaLaunchKernel(f, grid, block, pointers, shared, stream(q)), "launch");
+      },
+      values);
+#endif
+}
+
+template <class T>
+struct Tag {
+  using type = T;
+};
+template <class T>
+inline constexpr DType dtype_v = std::is_same_v<T, float>    ? DType::f32
+                                 : std::is_same_v<T, __half> ? DType::f16
+                                                             : DType::bf16;
+
+// dispatch<float, __half>(d, op, f): calls f(Tag<T>{}) for the T that d names.
+template <class... Ts, class F>
+void dispatch(DType d, const char* op, F&& f) {
+  if (!((d == dtype_v<Ts> ? (f(Tag<Ts>{}), true) : false) || ...))
+    throw std::runtime_error(std::string(op) + ": dtype not built");
+}
+
+// dispatch_int<64, 128>(v, f): calls f(std::integral_constant<int, N>{}); false when v is none of
+// them.
+template <int... Ns, class F>
+bool dispatch_int(int v, F&& f) {
+  return ((v == Ns ? (f(std::integral_constant<int, Ns>{}), true) : false) || ...);
+}
+
+// ---- Device: shared memory, conversion, reductions over a warp. ----
+
+// TOKOPS_SHARED_DYNAMIC(float, buffer): `float* buffer`, the dynamic shared memory, aligned to 128
+// bytes.
+#if defined(TOKOPS_CUDA_SIM_KERNEL)
+#define TOKOPS_SHARED_DYNAMIC(type, name) \
+  type* const name = static_cast<type*>(::tokops::sim::dynamic_shared())
+#else
+#define TOKOPS_SHARED_DYNAMIC(type, name)                                  \
+  extern __shared__ __align__(128) unsigned char tokops_dynamic_shared_[]; \
+  type* const name = reinterpret_cast<type*>(tokops_dynamic_shared_)
+#endif
+
+inline constexpr unsigned kFullWarp = 0xffffffffu;
+
+// N values that one load or store moves.
+template <class T, int N>
+struct alignas(sizeof(T) * N) Pack {
+  T at[N];
+};
+
+__host__ __device__ __forceinline__ float to_float(float x) { return x; }
+__host__ __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+__host__ __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <class T>
+__host__ __device__ __forceinline__ T from_float(float x) {
+  if constexpr (std::is_same_v<T, __half>) {
+    return __float2half_rn(x);
+  } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return __float2bfloat16_rn(x);
+  } else {
+    return x;
+  }
+}
+
+// Two floats rounded to T and packed in a register, `low` in the low half: the operand word of mma.
+template <class T>
+__device__ __forceinline__ uint32_t pack_two(float low, float high) {
+  uint32_t word;
+  if constexpr (std::is_same_v<T, __half>) {
+    const __half2 two = __floats2half2_rn(low, high);
+    memcpy(&word, &two, sizeof word);
+  } else {
+    const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
+    memcpy(&word, &two, sizeof word);
+  }
+  return word;
+}
+
+// Reductions over aligned groups of Width lanes; the whole warp takes part and every lane gets the
+// result.
+template <int Width = 32, class T>
+__device__ __forceinline__ T warp_sum(T v) {
+#pragma unroll
+  for (int o = Width / 2; o > 0; o /= 2) v += __shfl_xor_sync(kFullWarp, v, o);
+  return v;
+}
+template <int Width = 32, class T>
+__device__ __forceinline__ T warp_max(T v) {
+#pragma unroll
+  for (int o = Width / 2; o > 0; o /= 2) {
+    const T other = __shfl_xor_sync(kFullWarp, v, o);
+    v = other > v ? other : v;
+  }
+  return v;
+}
+
+}  // namespace tokops

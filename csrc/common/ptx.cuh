@@ -1,0 +1,136 @@
+// Every word of inline PTX, each beside a plain C++ twin that tests/cuda_sim runs.
+#pragma once
+#include "common/cuda.cuh"
+
+namespace tokops::ptx {
+
+// ---- Asynchronous copies, global to shared. They land at cp_async_wait, not before. ----
+
+// Copies Bytes (4, 8 or 16, both addresses aligned to it); where `real` is false, writes zeros and
+// reads nothing.
+template <int Bytes = 16>
+__device__ __forceinline__ void cp_async(void* shared, const void* global, bool real = true) {
+  static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
+#if defined(TOKOPS_CUDA_SIM_KERNEL)
+  sim::async_copy(shared, global, Bytes, real);
+#else
+  const uint32_t to = uint32_t(__cvta_generic_to_shared(shared));
+  const int bytes = real ? Bytes : 0;
+  if constexpr (Bytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(Bytes),
+                 "r"(bytes)
+                 : "memory");
+  }
+#endif
+}
+
+// Closes the group of copies that this thread has issued since the last commit.
+__device__ __forceinline__ void cp_async_commit() {
+#if defined(TOKOPS_CUDA_SIM_KERNEL)
+  sim::async_commit();
+#else
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until all but this thread's latest N groups have landed. Other threads see them after a
+// barrier.
+template <int N>
+__device__ __forceinline__ void cp_async_wait() {
+#if defined(TOKOPS_CUDA_SIM_KERNEL)
+  sim::async_wait(N);
+#else
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+#endif
+}
+
+// ---- Matrix fragments. The whole warp takes part; every 8 x 8 tile holds 16-bit elements. ----
+
+// Loads four tiles. Lane 8 i + r gives the 16-byte aligned shared address of row r of tile i; the
+// lane then holds of tile i, in fragment[i], the pair at row lane / 4, columns 2 (lane % 4) and
+// + 1.
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&fragment)[4], const void* row) {
+#if defined(TOKOPS_CUDA_SIM_KERNEL)
+  const auto& rows = sim::gather_rows(row);
+  for (int i = 0; i < 4; ++i) fragment[i] = rows[8 * i + sim::lane() / 4].word[sim::lane() % 4];
+#else
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
+               : "r"(uint32_t(__cvta_generic_to_shared(row)))
+               : "memory");
+#endif
+}
+
+// The same, each tile transposed: the lane gets the pair at rows 2 (lane % 4) and + 1, column lane
+// / 4.
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&fragment)[4], const void* row) {
+#if defined(TOKOPS_CUDA_SIM_KERNEL)
+  const auto& rows = sim::gather_rows(row);
+  const int r = 2 * (sim::lane() % 4), c = sim::lane() / 4;
+  for (int i = 0; i < 4; ++i)
+    fragment[i] = rows[8 * i + r].half_word(c) | uint32_t(rows[8 * i + r + 1].half_word(c)) << 16;
+#else
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
+               : "r"(uint32_t(__cvta_generic_to_shared(row)))
+               : "memory");
+#endif
+}
+
+// d [16, 8] += a [16, 16] b [16, 8] in fp32; T is __half or __nv_bfloat16. With g = lane / 4, t =
+// lane % 4 the lane holds
+//   a[0..3]: the pairs at (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8)     = ldmatrix_x4 of
+//   the row-major tiles b[0..1]: column g, the pairs of rows 2t and 2t + 8 = ldmatrix of b's
+//   transpose, row-major d[0..3]: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
+template <class T>
+__device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4],
+                                          const uint32_t (&b)[2]) {
+  static_assert(std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>);
+#if defined(TOKOPS_CUDA_SIM_KERNEL)
+  struct Operands {
+    uint32_t a[4], b[2];
+  };
+  const auto& warp = sim::gather(Operands{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, "mma_16816");
+  const int g = sim::lane() / 4, t = sim::lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    const int row_half = i / 2, column = 2 * t + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      const uint32_t x = warp[4 * g + k % 8 / 2].a[row_half + 2 * (k / 8)];
+      const uint32_t y = warp[4 * column + k % 8 / 2].b[k / 8];
+      d[i] += sim::half_of<T>(x, k % 2) * sim::half_of<T>(y, k % 2);
+    }
+  }
+#else
+  if constexpr (std::is_same_v<T, __half>) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+#endif
+}
+
+// 2^x to about 2 units in the last place, denormal results flushed.
+__device__ __forceinline__ float exp2_fast(float x) {
+#if defined(TOKOPS_CUDA_SIM_KERNEL)
+  return exp2f(x);
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+
+}  // namespace tokops::ptx

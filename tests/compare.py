@@ -1,0 +1,24 @@
+"""Comparisons that say what they allow by name."""
+
+import torch
+from torch import Tensor
+
+#: Largest error of a result relative to max(1, |value|), by the dtype it was computed in.
+WITHIN = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2, torch.float64: 1e-12}
+
+
+def assert_within_dtype_error(got: Tensor, want: Tensor, dtype: torch.dtype | None = None) -> None:
+    """Same shape, same non-finite entries, and a difference that rounding in ``dtype`` explains."""
+    assert got.shape == want.shape, f"shape {list(got.shape)}, wanted {list(want.shape)}"
+    allowed = WITHIN[dtype or got.dtype]
+    got, want = got.double().cpu(), want.double().cpu()
+    odd = ~want.isfinite()
+    assert torch.equal(~got.isfinite(), odd), "non-finite entries differ"
+    assert torch.equal(got[odd].nan_to_num(7.0), want[odd].nan_to_num(7.0)), "non-finite values differ"
+    error = ((got - want).abs() / want.abs().clamp_min(1.0))[~odd]
+    assert error.numel() == 0 or error.max() <= allowed, f"error {error.max():.3g}, allowed {allowed:.3g}"
+
+
+def assert_same(got: Tensor, want: Tensor) -> None:
+    """Bitwise equality of integers."""
+    assert torch.equal(got.cpu(), want.cpu()), f"{got} differs from {want}"

@@ -1,0 +1,61 @@
+"""The op suite on the CUDA kernels, run by the simulator: five schedules, AddressSanitizer and UBSan."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import build
+import pytest
+
+from tokops._native import declared
+
+SEEDS = range(5)
+
+
+def _suite(library: str, seed: int) -> dict:
+    """What suite.py printed under one schedule: kernels, the error of each case by op, and how the process ended."""
+    done = subprocess.run(
+        [sys.executable, str(build.HERE / "suite.py"), library, "--seed", str(seed)],
+        env=build.environment(sanitized=True), capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    result = {"kernels": [], "cases": {}, "died": None}
+    open_case = None
+    for line in lines:
+        result["kernels"] += line.get("kernels", [])
+        open_case = line if "begin" in line else None
+        if "end" in line:
+            result["cases"].setdefault(line["end"], {})[line["label"]] = line["error"]
+    if done.returncode not in (0, 1) or open_case or not lines:
+        op, label = (open_case["begin"], open_case["label"]) if open_case else (None, "")
+        result["died"] = (op, label, done.stderr[:6000])
+    return result
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[int, dict]:
+    """The suite under every schedule, as many processes at a time as there are cores."""
+    library = str(build.library(sanitized=True))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(SEEDS, pool.map(lambda seed: _suite(library, seed), SEEDS), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", sorted(declared))
+@pytest.mark.parametrize("seed", SEEDS)
+def test_kernel_matches_reference(results, seed, op):
+    result = results[seed]
+    died = result["died"]
+    assert not died or died[0] != op, f"the process died in {died[1]}:\n{died[2]}"
+    if op not in result["kernels"]:
+        assert not died or result["kernels"], died[2]
+        missing = ", ".join(f"{b.relative_to(build.ROOT)}" for b in build.sources()[2])
+        pytest.skip(f"no CUDA kernel of {op} yet: bindings without a .cu are {missing or 'none; it has no binding'}")
+    cases = result["cases"].get(op, {})
+    if not cases and died:
+        pytest.fail(f"did not run: the process died before, in {died[0]} {died[1]}")
+    assert cases, f"{op} has no cases('small')"
+    wrong = {label: error for label, error in cases.items() if error}
+    assert not wrong, "\n".join(f"{label}: {error}" for label, error in wrong.items())
