@@ -1,0 +1,136 @@
+"""The attention function and the mask function that transformers calls for a patched model."""
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from ..attention import paged_decode, prefill_attention
+from .cache import PagedLayer
+from .reader import Reader
+
+NAME = "tokops"
+MAX_ROWS = 256  # rows that paged_decode takes at once
+
+
+class _NoBackward(torch.autograd.Function):
+    """Marks a result that has no gradient, so that a backward pass fails instead of being wrong."""
+
+    @staticmethod
+    def forward(ctx, out, query):
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise NotImplementedError(
+            "tokops: decoding over a cache has no gradient; train with use_cache=False or an undone patch"
+        )
+
+
+def mask(*, batch_size=None, q_length=None, kv_length=None, attention_mask=None, allow_is_causal_skip=True,
+         mask_function=None, **kwargs) -> Tensor | None:
+    """Padding as the first visible position of every sequence, ``[B]`` int32; None where there is no padding.
+
+    Causality, windows and lengths are the kernels' own business.
+    """
+    if not allow_is_causal_skip:
+        raise NotImplementedError(
+            "tokops knows causal and sliding-window masks with padding; packed sequences (position_ids that restart) "
+            "and custom mask functions are not supported"
+        )
+    if attention_mask is None:
+        return None
+    seen = attention_mask[:, :kv_length]
+    count = seen.sum(-1)
+    if int(count.min()) == kv_length:
+        return None
+    starts = torch.where(count > 0, seen.int().argmax(-1), kv_length)
+    last = seen.shape[1] - seen.flip(-1).int().argmax(-1)
+    contiguous = bool(((count == 0) | (last - starts == count)).all())
+    # A padded end is harmless in a prompt: only rows of padding could see it.
+    if not contiguous or (q_length != kv_length and not bool(((count == 0) | (last == kv_length)).all())):
+        raise NotImplementedError(
+            "tokops needs padding on the left (padding_side='left'): this attention_mask has padding "
+            + ("between tokens" if not contiguous else "at the end, and tokens follow it")
+        )
+    return starts.int()
+
+
+def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, sliding_window=None, softcap=None,
+              s_aux=None, **kwargs):
+    """Attention of one layer: ``query [B, Hq, T, D]``; key and value are what our cache returned, or tensors."""
+    if kwargs.get("cache") is not None:
+        raise NotImplementedError("tokops does not support continuous batching (generate_batch)")
+    if dropout:
+        raise NotImplementedError(f"tokops has no attention dropout, got {dropout}: call model.eval()")
+    if attention_mask is not None and attention_mask.dim() != 1:
+        raise NotImplementedError(
+            f"tokops takes a 2-D attention_mask with padding on the left, got one of shape {list(attention_mask.shape)}"
+        )
+    options = {"scale": scaling, "starts": attention_mask, "softcap": softcap, "window": sliding_window,
+               "sink_logit": None if s_aux is None else s_aux.float()}
+    q = query.transpose(1, 2)
+    if isinstance(key, PagedLayer):
+        return _over_pages(key, q, value, options), None
+    if key.shape[2] != query.shape[2]:
+        raise TypeError(
+            "tokops attention needs a tokops cache: pass past_key_values=run.new_cache(). If this model was not "
+            "patched, it shares its config object with one that is"
+        )
+    return prefill_attention(q, key.transpose(1, 2), value.transpose(1, 2), **options), None
+
+
+def _over_pages(layer, q, new, options):
+    if layer.window != options["window"]:
+        raise RuntimeError(
+            f"layer {layer.index} attends over a window of {options['window']}, its cache keeps one of {layer.window}"
+        )
+    state = layer.state
+    step, select = state.step, state.plan.select
+    rows = q.shape[1]
+    if options["starts"] is not None:
+        state.plan.counters.padding(step, options["starts"])
+    prompt = rows if select is None or layer.window is not None else step.prompt_rows
+    if prompt == rows:
+        return _dense(layer, q, new, options, rows)
+    if rows - prompt > MAX_ROWS:
+        raise NotImplementedError(f"tokops decodes at most {MAX_ROWS} tokens at once, got {rows - prompt}")
+    reader = Reader(layer, q[:, prompt:], options)
+    selection = select(reader, step)
+    state.plan.counters.decoded(state, reader, selection)
+    out = reader.decode(selection) if selection is not None or reader.out is None else reader.out
+    out = _guard(out, q)
+    if prompt:
+        out = torch.cat([_dense(layer, q[:, :prompt], new, options, rows), out], 1)
+    return out
+
+
+def _dense(layer, q, new, options, rows):
+    """Dense attention of the first rows of a forward of ``rows`` tokens."""
+    past, end = layer.state.step.past, layer.length - (rows - q.shape[1])
+    if past and q.shape[1] <= MAX_ROWS:
+        seq_lens = layer.table.seq_lens
+        if end < layer.length:
+            seq_lens = seq_lens - (layer.length - end)
+        out = paged_decode(q, layer.k_pages, layer.v_pages, layer.table.table, seq_lens, **options)[0]
+        return _guard(out, q)
+    k, v = (x.transpose(1, 2)[:, : q.shape[1]] for x in new)
+    if not past:
+        return prefill_attention(q, k, v, **options)
+    first = 0 if layer.window is None else max(0, past - layer.window + 1)
+    old = layer.gather(first, past)
+    if first and options["starts"] is not None:
+        options = {**options, "starts": (options["starts"] - first).clamp_min(0)}
+    k, v = (torch.cat([a, b], 1) for a, b in zip(old, (k, v), strict=True))
+    return _guard(prefill_attention(q.detach(), k.detach(), v.detach(), **options), q)
+
+
+def _guard(out, q):
+    if torch.is_grad_enabled() and q.requires_grad:
+        return _NoBackward.apply(out, q)
+    return out
+
+
+def register() -> None:
+    """Make both functions known to transformers under one name; nothing changes until a model asks for it."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, mask)

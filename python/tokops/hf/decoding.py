@@ -1,0 +1,78 @@
+"""Decoding loops of our own, run through ``generate(custom_generate=...)``."""
+
+import torch
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+
+class _Feed:
+    """Forwards of one generation: cuts inputs to what the cache lacks and keeps mask and positions in step."""
+
+    def __init__(self, model, cache, mask, ids):
+        self.model = model
+        self.cache = cache
+        self.mask = mask
+        self.offset = cache.prompt_length - ids.shape[1]  # cached tokens that ids leaves out
+
+    def __call__(self, ids, first: int, last: int):
+        """Run positions ``[first, last)``, whose tokens are in ``ids``; returns the last row's logits."""
+        tokens = ids[:, first - self.offset:last - self.offset]
+        mask = self.mask
+        if mask is None:
+            positions = torch.arange(first, last, device=ids.device)[None]
+        else:
+            if mask.shape[1] < last:
+                mask = self.mask = torch.cat([mask, mask.new_ones(len(mask), last - mask.shape[1])], 1)
+            mask = mask[:, :last]
+            positions = (mask.long().cumsum(-1) - 1).clamp_min(0)[:, first:]
+        out = self.model(input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=self.cache,
+                         use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1]
+
+
+def _refuse(generation_config):
+    for name in ("output_scores", "output_logits", "output_hidden_states"):
+        if getattr(generation_config, name, None):
+            raise NotImplementedError(f"cache correction has a decoding loop of its own and does not support {name}")
+
+
+def corrected_loop(model, input_ids, logits_processor, stopping_criteria, generation_config, *, period, streamer=None,
+                   **model_kwargs):
+    """Greedy decoding or sampling; every ``period`` tokens those since the last time run again as one dense chunk.
+
+    The chunk overwrites the keys and values that sparse layers made slightly wrong. Tokens already given out stay.
+    """
+    _refuse(generation_config)
+    cache = model_kwargs["past_key_values"]
+    cache.activate_past_recording()
+    feed = _Feed(model, cache, model_kwargs.get("attention_mask"), input_ids)
+    prompt, chunk = cache.prompt_length, generation_config.prefill_chunk_size or cache.prompt_length
+    for first in range(cache.get_seq_length(), prompt, chunk):
+        logits = feed(input_ids, first, min(first + chunk, prompt))
+    corrected = prompt
+    unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+    while True:
+        scores = logits_processor(input_ids, logits.float())
+        if generation_config.do_sample:
+            tokens = torch.multinomial(torch.softmax(scores, -1), 1)[:, 0]
+        else:
+            tokens = scores.argmax(-1)
+        if generation_config.pad_token_id is not None:
+            tokens = torch.where(unfinished, tokens, generation_config.pad_token_id)
+        input_ids = torch.cat([input_ids, tokens[:, None]], 1)
+        if streamer is not None:
+            streamer.put(tokens.cpu())
+        unfinished = unfinished & ~stopping_criteria(input_ids, scores)
+        if not bool(unfinished.any()):
+            break
+        length = cache.get_seq_length()
+        if length - corrected >= period:
+            cache.crop(corrected - length)
+            cache.prompt_length = length
+            feed(input_ids, corrected, length)
+            corrected = length
+        logits = feed(input_ids, length, length + 1)
+    if streamer is not None:
+        streamer.end()
+    if generation_config.return_dict_in_generate:
+        return GenerateDecoderOnlyOutput(sequences=input_ids, past_key_values=cache)
+    return input_ids

@@ -1,0 +1,59 @@
+"""The model families we have tested, and what a method may know of a model."""
+
+import hashlib
+import json
+
+from transformers import DynamicCache, PreTrainedModel
+
+from ..methods import ModelShape
+
+#: transformers' ``model_type`` of every family that tests/hf runs.
+FAMILIES = (
+    "gemma2", "gpt_oss", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe",
+)  # fmt: skip
+
+_VOLATILE = {
+    "_name_or_path", "architectures", "bos_token_id", "dtype", "eos_token_id", "name_or_path", "output_attentions",
+    "output_hidden_states", "pad_token_id", "quantization_config", "return_dict", "torch_dtype",
+    "transformers_version", "use_cache",
+}  # fmt: skip
+
+
+def check_model(model) -> None:
+    """Refuse what is not a decoder of a tested family.
+
+    Raises:
+        TypeError: not a transformers model.
+        ValueError: a family that was never tested, or a decoder that is not causal.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"tokops.patch needs a transformers model, got {type(model).__name__}")
+    family = model.config.model_type
+    if family not in FAMILIES:
+        raise ValueError(
+            f"tokops.patch has not been tested on model family {family!r}; it supports {', '.join(FAMILIES)}"
+        )
+    if not getattr(model.config, "is_causal", True):
+        raise ValueError("tokops.patch needs a causal model, this configuration says is_causal=False")
+
+
+def shape_of(config) -> ModelShape:
+    """The shape of a model, from its configuration."""
+    layers = DynamicCache(config=config).layers
+    return ModelShape(
+        family=config.model_type,
+        name=(config._name_or_path or "").rstrip("/").rsplit("/", 1)[-1],
+        digest=digest(config),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        vocab=config.vocab_size,
+        windows=tuple(getattr(layer, "sliding_window", None) for layer in layers),
+    )
+
+
+def digest(config) -> str:
+    """A short hash of everything in a configuration that shapes the computation."""
+    values = {k: v for k, v in config.to_dict().items() if k not in _VOLATILE and not k.startswith("_")}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]

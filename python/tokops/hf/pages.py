@@ -1,0 +1,203 @@
+"""Which page holds which tokens of which sequence: host bookkeeping that layers share."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_SLACK = 256  # tokens kept behind a sliding window, so that a rejected draft can be taken back
+
+
+class PageTable:
+    """Pages of a batch of sequences of one common length, in logical order.
+
+    A page may be held by several sequences. It is copied when one of them writes to it. All layers that keep the
+    same tokens share one table; the pools belong to the layers, which follow ``capacity`` and ``copies``.
+
+    Args:
+        size: tokens per page.
+        window: tokens a layer looks back; older pages are released. None keeps all.
+    """
+
+    def __init__(self, size: int, window: int | None = None):
+        self.size = size
+        self.window = window
+        self.keep_past = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Hold nothing."""
+        self.length = 0
+        self.capacity = 0
+        self.skipped = 0
+        self.token_bytes = 0  # of one token in all layers that follow this table
+        self.copies: tuple[Tensor, Tensor] | None = None
+        self.pages = np.zeros((0, 0), np.int32)
+        self.table: Tensor | None = None
+        self.seq_lens: Tensor | None = None
+        self._device: Tensor | None = None
+        self._holders = np.zeros(0, np.int32)
+        self._free: list[int] = []
+        self._shared = False
+        self._released = 0  # columns below are released
+        self._oldest = 0  # columns from here on are all held
+
+    @property
+    def batch(self) -> int:
+        return self.pages.shape[0]
+
+    @property
+    def pages_in_use(self) -> int:
+        return int((self._holders > 0).sum())
+
+    def live_tokens(self) -> int:
+        """Tokens in the pages, each stored token once however many sequences hold it."""
+        if not self.pages.size or not self.length:
+            return 0
+        tail = np.unique(self.pages[:, -1])
+        missing = self.pages.shape[1] * self.size - self.length
+        return self.pages_in_use * self.size - missing * len(tail)
+
+    def advance(self, batch: int, tokens: int, device: torch.device) -> None:
+        """Make room for new tokens of every sequence, and give the tables of this forward.
+
+        Afterwards ``table [B, pages]`` and ``seq_lens [B]`` are int32 tensors that count the new tokens; ``copies``
+        are pages (source, target) that layers must copy first, or None; of the new tokens the first ``skipped``
+        lie behind the window and have no page.
+        """
+        if self.seq_lens is None:
+            self._start(batch, device)
+        elif batch != self.batch:
+            raise ValueError(f"the cache holds {self.batch} sequences, the new tokens are for {batch}")
+        if not self.keep_past:
+            self._release()
+        self.copies = None
+        old, new = self.length, self.length + tokens
+        self.skipped = 0
+        have, need = self.pages.shape[1], -(-new // self.size)
+        if tokens and old % self.size and self._shared:
+            self._unshare_column(old // self.size)
+        if need > have:
+            self._extend(have, need, new)
+        self.length = new
+        self.seq_lens.add_(tokens)
+
+    def _start(self, batch, device):
+        self.pages = np.zeros((batch, 0), np.int32)
+        self.seq_lens = torch.zeros(batch, dtype=torch.int32, device=device)
+        self._device = torch.zeros(batch, 0, dtype=torch.int32, device=device)
+        self.table = self._device
+
+    def _extend(self, have, need, new):
+        first = have
+        if self.window is not None and not self.keep_past:
+            first = min(max(have, self._behind(new)), need)
+            if first > have:  # what lies between is behind the window already; older pages are still read once
+                self.skipped = max(0, first * self.size - self.length)
+                self._oldest = first
+        columns = np.full((self.batch, need - have), -1, np.int32)
+        fresh = np.array(self._take(self.batch * (need - first)), np.int32)
+        columns[:, first - have:] = fresh.reshape(self.batch, need - first)
+        self.pages = np.concatenate([self.pages, columns], 1)
+        if need > self._device.shape[1]:
+            self._device = self._device.new_zeros(self.batch, max(need, 2 * self._device.shape[1]))
+            have = 0
+        self._upload(have, need)
+        self.table = self._device[:, :need]
+
+    def _behind(self, length):
+        """Columns that nobody can read any more at a length, drafts taken back included."""
+        return max(0, length - self.window - _SLACK) // self.size
+
+    def _take(self, count: int) -> list[int]:
+        """Pages nobody holds, lowest first, each held once from now on."""
+        if count > len(self._free):
+            grown = self.capacity + (count - len(self._free))
+            grown += max(grown // 4, self.batch)
+            self._holders = np.concatenate([self._holders, np.zeros(grown - self.capacity, np.int32)])
+            self._free = list(range(grown - 1, self.capacity - 1, -1)) + self._free
+            self.capacity = grown
+        taken = [self._free.pop() for _ in range(count)]
+        self._holders[taken] += 1
+        return taken
+
+    def _drop(self, pages):
+        """Let go of pages; those that nobody holds any more are free."""
+        pages = pages[pages >= 0]
+        np.subtract.at(self._holders, pages, 1)
+        gone = np.unique(pages)
+        gone = gone[self._holders[gone] == 0]
+        self._free += gone[::-1].tolist()
+
+    def _upload(self, first, last):
+        ids = np.maximum(self.pages[:, first:last], 0)  # a released page is never read: any valid number will do
+        self._device[:, first:last] = torch.from_numpy(ids).to(self._device.device)
+
+    def _unshare_column(self, column):
+        """Give every sequence its own page at ``column``, to write to."""
+        source, target = [], []
+        for row, page in enumerate(self.pages[:, column].tolist()):
+            if page >= 0 and self._holders[page] > 1:
+                self._holders[page] -= 1
+                self.pages[row, column] = self._take(1)[0]
+                source.append(page)
+                target.append(int(self.pages[row, column]))
+        if source:
+            device = self._device.device
+            pair = (torch.tensor(source, device=device), torch.tensor(target, device=device))
+            self.copies = pair if self.copies is None else tuple(map(torch.cat, zip(self.copies, pair, strict=True)))
+            self._upload(column, column + 1)
+
+    def _release(self):
+        if self.window is None:
+            return
+        first = min(self._behind(self.length), self.pages.shape[1])
+        if first > self._released:
+            self._drop(self.pages[:, self._released:first])
+            self.pages[:, self._released:first] = -1
+            self._upload(self._released, first)
+            self._released = first
+            self._oldest = max(self._oldest, first)
+
+    def crop(self, tokens: int) -> None:
+        """Forget the last ``tokens`` of every sequence."""
+        length = self.length - tokens
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot remove {tokens} of {self.length} cached tokens")
+        if tokens and self.window is not None and self._oldest * self.size > max(0, length - self.window + 1):
+            raise RuntimeError(
+                f"cannot take back {tokens} tokens: those behind the window of {self.window} are released; "
+                "call activate_past_recording() on the cache before decoding"
+            )
+        keep = -(-length // self.size)
+        if keep < self.pages.shape[1]:
+            self._drop(self.pages[:, keep:])
+            self.pages = self.pages[:, :keep].copy()
+            self.table = self._device[:, :keep]
+        self.length = length
+        if self.seq_lens is not None:
+            self.seq_lens.fill_(length)
+        self.copies = None
+        self._release()
+
+    def select(self, rows: list[int]) -> None:
+        """Keep the sequences ``rows``, in that order; a row named twice shares its pages."""
+        if self.seq_lens is None:
+            return
+        before = self._holders > 0
+        self.pages = self.pages[np.asarray(rows, np.int64)]
+        held = self.pages[self.pages >= 0]
+        self._holders = np.bincount(held, minlength=self.capacity).astype(np.int32)
+        self._free += np.flatnonzero(before & (self._holders == 0))[::-1].tolist()
+        self._shared = bool((self._holders > 1).any())
+        self.seq_lens = self.seq_lens.new_full((len(rows),), self.length)
+        self._device = self._device.new_zeros(len(rows), self._device.shape[1])
+        self._upload(0, self.pages.shape[1])
+        self.table = self._device[:, : self.pages.shape[1]]
+        self.copies = None
+
+    def unshare(self) -> None:
+        """Give every sequence pages of its own; layers must then follow ``copies``."""
+        self.copies = None
+        for column in range(self.pages.shape[1]):
+            self._unshare_column(column)
+        self._shared = False

@@ -1,0 +1,20 @@
+"""Published methods, one file each: a frozen dataclass of hyper-parameters and how it fills its slots."""
+
+import importlib
+import pkgutil
+
+from .base import SLOTS, LayerReader, Method, ModelShape, Selection, Step
+
+__all__ = ["SLOTS", "LayerReader", "Method", "ModelShape", "Selection", "Step"]
+
+for _info in pkgutil.iter_modules(__path__):
+    if not _info.name.startswith("_") and _info.name != "base":
+        _module = importlib.import_module(f"{__name__}.{_info.name}")
+        globals().update({name: getattr(_module, name) for name in _module.__all__})
+        __all__ += _module.__all__
+
+
+def catalogue() -> dict[str, type[Method]]:
+    """Every published method, by the name it is called by."""
+    found = (globals()[name] for name in __all__)
+    return {cls.__name__: cls for cls in found if isinstance(cls, type) and issubclass(cls, Method) and cls is not Method}

@@ -1,0 +1,113 @@
+"""What a method is, and the narrow interface through which it fills the ``select`` slot."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from torch import Tensor
+
+SLOTS = ("reduce", "mask", "store", "select", "weigh", "route", "draft", "verify", "constrain")
+
+
+class Selection(NamedTuple):
+    """Positions that queries read: int32 ``positions [B, S, Hs, k]`` ascending, -1 padded; ``counts [B, S, Hs]``.
+
+    S is 1 (one list for all query rows) or the number of rows; Hs is 1, Hkv or Hq.
+    """
+
+    positions: Tensor
+    counts: Tensor
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What a method may know of the model it is applied to.
+
+    Args:
+        family: transformers' ``model_type``.
+        name: the model's name, for lookups and messages.
+        digest: a hash of the configuration.
+        layers, hidden, heads, kv_heads, vocab: sizes.
+        windows: sliding window of every layer, None where attention is full.
+    """
+
+    family: str
+    name: str
+    digest: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    vocab: int
+    windows: tuple[int | None, ...]
+
+    @property
+    def full_layers(self) -> tuple[int, ...]:
+        """Layers that see the whole context."""
+        return tuple(i for i, window in enumerate(self.windows) if window is None)
+
+
+@dataclass
+class Step:
+    """One forward pass over one cache: what all its layers share.
+
+    Args:
+        past: cached tokens before this forward.
+        rows: new tokens per sequence.
+        prompt_rows: how many of the new tokens are prompt. They are read densely; the rest are decoding.
+        memo: what a method keeps from one layer to the next; gone with the forward.
+    """
+
+    past: int
+    rows: int
+    prompt_rows: int
+    memo: dict[Any, Any] = field(default_factory=dict)
+
+
+class LayerReader(Protocol):
+    """One layer's cache, seen by a selecting method while rows are decoded.
+
+    ``q [B, T, Hq, D]`` are the decoding rows; row ``i`` sits at position ``length - T + i`` and sees positions
+    from ``starts[b]`` (None: 0) up to its own. The cache behind it may be of any store.
+    """
+
+    layer: int
+    q: Tensor
+    length: int
+    starts: Tensor | None
+    kv_heads: int
+
+    def scores(self, reduce: str = "none") -> Tensor:
+        """Scores ``[B, T, Hs, length]`` as :func:`tokops.attention.paged_scores` gives them; -inf where unseen."""
+
+    def decode_scores(self, reduce: str = "none") -> Tensor:
+        """The same scores out of the dense pass; a ``select`` that then returns None gets that dense result."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all methods. A subclass validates its numbers in ``__post_init__`` and names the slots it fills."""
+
+    slots: ClassVar[tuple[str, ...]] = ()
+    #: Tokens after which what was generated is run again as one dense chunk; 0 is never. Without an annotation,
+    #: or it would be the first field of a subclass that makes it one.
+    correction_period = 0
+
+    def resolve(self, shape: ModelShape) -> "Method":
+        """This method with everything that depends on the model filled in.
+
+        Raises:
+            ValueError: the method cannot run on such a model.
+        """
+        return self
+
+    def select(self, reader: LayerReader, step: Step) -> Selection | None:
+        """Which cached positions the decoding rows of one layer read; None is all of them.
+
+        Called for every full-attention layer, in order, whenever rows are decoded. State that must reach a later
+        layer goes into ``step.memo``.
+        """
+        return None
+
+    def describe(self) -> str:
+        """What this method does with its slots, in a phrase, for reports."""
+        return repr(self)

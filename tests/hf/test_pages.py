@@ -1,0 +1,162 @@
+"""Page bookkeeping against a plain tensor: whatever is done to a batch, every sequence reads back its own tokens."""
+
+import copy
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from tiny_models import build
+
+import tokops
+from tokops.hf.pages import PageTable
+
+OPERATIONS = st.one_of(
+    st.tuples(st.just("append"), st.integers(1, 9)),
+    st.tuples(st.just("crop"), st.integers(0, 9)),
+    st.tuples(st.just("reorder"), st.lists(st.integers(0, 7), min_size=1, max_size=4)),
+    st.tuples(st.just("repeat"), st.integers(1, 3)),
+    st.tuples(st.just("keep"), st.lists(st.booleans(), min_size=8, max_size=8)),
+    st.tuples(st.just("unshare"), st.none()),
+    st.tuples(st.just("copy"), st.none()),
+    st.tuples(st.just("reset"), st.none()),
+)
+
+
+@pytest.fixture(scope="module")
+def run():
+    with tokops.patch(build("llama", num_hidden_layers=2), page_size=4) as patched:
+        yield patched
+
+
+def check_books(table: PageTable) -> None:
+    """Every page is either free or held as often as the host table says, and the device has the same table."""
+    held = np.bincount(table.pages[table.pages >= 0].ravel(), minlength=table.capacity)
+    assert (held == table._holders).all()
+    assert sorted(table._free + np.flatnonzero(held).tolist()) == list(range(table.capacity))
+    if table.table is not None:
+        assert table.table.tolist() == np.maximum(table.pages, 0).tolist()
+        assert table.seq_lens.tolist() == [table.length] * table.batch
+
+
+@settings(max_examples=150, deadline=None)
+@given(operations=st.lists(OPERATIONS, min_size=1, max_size=14), batch=st.integers(1, 3))
+def test_sequences_read_back_their_own_tokens(run, operations, batch):
+    cache = run.new_cache()
+    clock = 0.0
+    model = torch.zeros(2, batch, 0, 2, 4)  # layers, sequences, tokens, heads, dim
+    for name, value in [("append", 3), *operations]:
+        sequences, length = model.shape[1:3]
+        if name == "append":
+            new = torch.arange(2 * sequences * value * 8).view(2, sequences, value, 2, 4) + 1000.0 * clock
+            clock += 1
+            for layer in range(2):
+                k = new[layer].transpose(1, 2)
+                cache.update(k, -k, layer)
+            model = torch.cat([model, new], 2)
+        elif name == "crop":
+            value = min(value, length)
+            cache.crop(-value)
+            model = model[:, :, : length - value]
+        elif name == "reorder":
+            rows = [r % sequences for r in value]
+            cache.reorder_cache(torch.tensor(rows))
+            model = model[:, rows]
+        elif name == "repeat" and sequences < 4:
+            cache.batch_repeat_interleave(value)
+            model = model.repeat_interleave(value, 1)
+        elif name == "keep":
+            mask = torch.tensor([*value, *[True] * sequences][:sequences]) | (torch.arange(sequences) == 0)
+            cache.batch_select_indices(mask)
+            model = model[:, mask]
+        elif name == "unshare":
+            cache.unshare()
+            assert cache.layers[0].table.pages_in_use == cache.layers[0].table.pages.size
+        elif name == "copy":
+            cache = copy.deepcopy(cache)
+        elif name == "reset":
+            cache.reset()
+            model = model[:, :, :0]
+        assert cache.get_seq_length() == model.shape[2]
+        check_books(cache.layers[0].table)
+        if not model.shape[2]:
+            continue
+        for layer in range(2):
+            keys, values = cache.layers[layer].gather(0, model.shape[2])
+            assert torch.equal(keys, model[layer])
+            assert torch.equal(values, -model[layer])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    chunks=st.lists(st.integers(1, 700), min_size=1, max_size=6),
+    steps=st.integers(0, 60),
+    window=st.integers(2, 90),
+    draft=st.integers(0, 200),
+)
+def test_windows_release_what_nobody_reads(chunks, steps, window, draft):
+    """What a window can see is always held, a rejected draft can be taken back, and memory does not grow."""
+    table = PageTable(16, window)
+    for rows in [*chunks, *[1] * steps]:
+        past = table.length
+        table.advance(2, rows, torch.device("cpu"))
+        first_new = past + table.skipped
+        for position in [*range(max(0, past - window + 1), past), *range(first_new, table.length)]:
+            assert table.pages[:, position // 16].min() >= 0, "a token in reach of this forward has no page"
+        assert past + rows - first_new >= min(rows, window), "a new token inside the window was not stored"
+        check_books(table)
+    if steps:
+        assert table.pages_in_use <= 2 * (-(-(window + 256) // 16) + 2) + 2 * (-(-chunks[-1] // 16)) * (steps < 2)
+    draft = min(draft, table.length)
+    table.crop(draft)
+    for position in range(max(0, table.length - window + 1), table.length):
+        assert table.pages[:, position // 16].min() >= 0
+    check_books(table)
+
+
+def test_a_crop_behind_the_window_is_refused_unless_the_past_is_recorded():
+    for record in (False, True):
+        table = PageTable(16, 8)
+        table.keep_past = record
+        table.advance(1, 40, torch.device("cpu"))
+        for _ in range(600):
+            table.advance(1, 1, torch.device("cpu"))
+        if record:
+            table.crop(500)
+            assert table.length == 140
+            assert (table.pages[0, (140 - 8) // 16:] >= 0).all()
+        else:
+            with pytest.raises(RuntimeError, match="cannot take back 500 tokens: those behind the window of 8"):
+                table.crop(500)
+
+
+def test_a_cache_refuses_another_batch_and_impossible_crops(run):
+    cache = run.new_cache()
+    cache.update(torch.zeros(2, 2, 3, 4), torch.zeros(2, 2, 3, 4), 0)
+    with pytest.raises(ValueError, match="holds 2 sequences, the new tokens are for 3"):
+        cache.update(torch.zeros(3, 2, 1, 4), torch.zeros(3, 2, 1, 4), 0)
+    with pytest.raises(ValueError, match="cannot remove 4 of 3 cached tokens"):
+        cache.crop(-4)
+    with pytest.raises(ValueError, match="minus the number of tokens"):
+        cache.crop(1)
+
+
+def test_growth_allocates_rarely_and_shared_pages_count_once(run):
+    cache = run.new_cache()
+    one = torch.zeros(1, 2, 1, 4)
+    capacities = set()
+    for _ in range(1000):
+        for layer in range(2):
+            cache.update(one, one, layer)
+        capacities.add(cache.layers[0].k_pages.shape[0])
+    assert len(capacities) <= 30  # geometric: 250 pages would otherwise be 250 allocations
+    table = cache.layers[0].table
+    assert table.live_tokens() == 1000
+    cache.batch_repeat_interleave(8)
+    assert table.live_tokens() == 1000
+    cache.update(one.expand(8, -1, -1, -1), one.expand(8, -1, -1, -1), 0)
+    assert table.live_tokens() == 1000 + 8  # 1000 tokens fill whole pages: nothing was copied
+    cache.update(one.expand(8, -1, -1, -1), one.expand(8, -1, -1, -1), 1)
+    cache.unshare()
+    assert table.live_tokens() == 8 * 1001
