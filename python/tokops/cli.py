@@ -33,11 +33,10 @@ def main() -> None:
     try:
         app = build()
     except ModuleNotFoundError as error:
-        if error.name not in NEEDS:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in NEEDS:
             raise
-        sys.exit(
-            f"the tokops program needs {error.name}, which the extra hf brings: pip install 'tokops[hf]'"
-        )
+        sys.exit(f"the tokops program needs {missing}, which the extra hf brings: pip install 'tokops[hf]'")
     app()
 
 
