@@ -1,6 +1,13 @@
 """Attention over pages: decode, scores, selection of positions, and the cache writes they need."""
 
+from typing import TYPE_CHECKING, Any
+
 from .._discover import ops_of
+
+if TYPE_CHECKING:  # type checkers do not see what is discovered
+
+    def __getattr__(name: str) -> Any: ...
+
 
 _public = ops_of(__name__, __path__)
 globals().update(_public)

@@ -2,8 +2,14 @@
 
 import importlib
 import pkgutil
+from typing import TYPE_CHECKING, Any
 
 from .base import SLOTS, LayerReader, Method, ModelShape, Selection, Step
+
+if TYPE_CHECKING:  # type checkers do not see what is discovered
+
+    def __getattr__(name: str) -> Any: ...
+
 
 __all__ = ["SLOTS", "LayerReader", "Method", "ModelShape", "Selection", "Step"]
 
@@ -17,4 +23,8 @@ for _info in pkgutil.iter_modules(__path__):
 def catalogue() -> dict[str, type[Method]]:
     """Every published method, by the name it is called by."""
     found = (globals()[name] for name in __all__)
-    return {cls.__name__: cls for cls in found if isinstance(cls, type) and issubclass(cls, Method) and cls is not Method}
+    return {
+        cls.__name__: cls
+        for cls in found
+        if isinstance(cls, type) and issubclass(cls, Method) and cls is not Method
+    }
