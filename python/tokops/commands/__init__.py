@@ -1,0 +1,1 @@
+"""Subcommands of `tokops`: every module here has `register(app)`."""
