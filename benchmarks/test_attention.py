@@ -6,6 +6,7 @@ and ratios stand in ``extra_info``, and pytest-benchmark's own columns are the t
 
 import pytest
 import torch
+
 from tokops.bench.attention import cases
 from tokops.bench.run import machine, measure
 

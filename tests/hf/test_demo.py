@@ -7,10 +7,11 @@ import json
 import pytest
 import torch
 from rich.console import Console
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from tokops.demo import measure, report, run, ways
 from tokops.demo.plan import FULL, QUICK, Plan, available_memory
 from tokops.hf import contexts, quality
-from transformers import LlamaConfig, LlamaForCausalLM
 
 PLAN = Plan(
     prompt=40,

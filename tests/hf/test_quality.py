@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from tokops.hf import baselines, contexts, quality
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from tokops.hf import baselines, contexts, quality
 
 CACHES = {
     "dynamic": baselines.dynamic_cache,
