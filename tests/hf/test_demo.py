@@ -151,10 +151,11 @@ def test_several_tokens_in_a_forward_predict_what_one_by_one_does(models, ids, c
 
 
 def test_the_table_the_sentences_and_the_files(result, tmp_path):
-    console = Console(width=160, record=True, file=io.StringIO())
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(report.table(result))
     text = console.export_text()
-    assert "batch 3, shared" in text
+    assert "bf16, batch 3, shared" in text
+    assert "…" not in text
     assert text.count("TidalDecode 8") == 6
     said = " ".join(report.sentences(result))
     assert "Batch 1 in fp32 is bound by the weights" in said

@@ -4,6 +4,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from . import ways as w
@@ -12,35 +13,37 @@ from .run import Result
 
 
 def table(result: Result) -> Table:
-    """One line per precision, setting and way of decoding."""
+    """A block per precision and batch, a line per way of decoding; fits into 80 columns."""
     out = Table(
         title=f"SmolLM2-135M after {result.plan.prompt} tokens of a real document",
-        caption="x stock: against DynamicCache at the same precision and batch. KV read: bytes of cache "
-        "that attention reads per decoded token (DynamicCache also copies its cache every step). "
-        f"KL (nats) and top-1: next token against stock, over {result.plan.stretch} held-out tokens; "
-        "perplexity on the same tokens. They do not depend on the batch.",
+        caption="x stock: against DynamicCache at the same precision and batch. KV read: MB of cache that "
+        "attention reads per decoded token (DynamicCache also copies its cache every step). KL (nats) and "
+        f"top-1: next token against stock, over {result.plan.stretch} held-out tokens; ppl: perplexity of "
+        "the same tokens. Quality does not depend on the batch.",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
     )
-    for name in ("", "batch", "decoding with"):
-        out.add_column(name, no_wrap=True)
-    for name in ("tokens/s", "x stock", "KV read", "KL", "top-1", "perplexity"):
+    out.add_column("decoding with", no_wrap=True)
+    for name in ("tokens/s", "x stock", "KV read", "KL", "top-1", "ppl"):
         out.add_column(name, justify="right", no_wrap=True)
     before = None
     for row in result.rows:
-        group = (row.dtype, row.setting)
-        if before not in (None, group):
+        group = f"{row.dtype}, {row.setting}"
+        if group != before:
             out.add_section()
-        names = ("", "") if before == group else group
-        out.add_row(*names, row.way, *_numbers(row))
+            out.add_row(f"[bold]{group}[/]")
+        out.add_row(row.way, *_numbers(row))
         before = group
     return out
 
 
 def _numbers(row: Row) -> tuple[str, ...]:
-    speed = (f"{row.tokens_per_second:.1f}", f"{row.ratio:.2f}", f"{row.kv_bytes_read / 1e6:.1f} MB")
+    speed = (f"{row.tokens_per_second:.1f}", f"{row.ratio:.2f}", f"{row.kv_bytes_read / 1e6:.1f}")
     if row.quality is None:
-        return (*speed, "", "", "")
+        return speed
     found = row.quality
-    return (*speed, f"{found.kl:.1e}", f"{found.top1:.1%}", f"{found.perplexity:.3f}")
+    return (*speed, f"{found.kl:.1e}", f"{found.top1:.1%}", f"{found.perplexity:.4g}")
 
 
 def sentences(result: Result) -> list[str]:
