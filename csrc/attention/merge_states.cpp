@@ -11,8 +11,10 @@ constexpr const char* kOp = "merge_states";
 
 void check_parts(const std::vector<Tensor>& outs, const std::vector<Tensor>& lses) {
   STD_TORCH_CHECK(!outs.empty() && outs.size() == lses.size(), kOp,
-                  ": outs and lses must be as many, at least 1, got ", outs.size(), " and ", lses.size());
-  STD_TORCH_CHECK(outs.size() <= kMostParts, kOp, ": at most ", kMostParts, " parts, got ", outs.size());
+                  ": outs and lses must be as many, at least 1, got ", outs.size(), " and ",
+                  lses.size());
+  STD_TORCH_CHECK(outs.size() <= kMostParts, kOp, ": at most ", kMostParts, " parts, got ",
+                  outs.size());
   const Tensor& first = outs[0];
   STD_TORCH_CHECK(first.dim() >= 1, kOp, ": outs must have at least 1 dimension");
   const std::vector<int64_t> shape = shape_of(first), rows(shape.begin(), shape.end() - 1);
@@ -20,8 +22,9 @@ void check_parts(const std::vector<Tensor>& outs, const std::vector<Tensor>& lse
     check_tensor(kOp, "outs", outs[i], first.dim(),
                  {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half}, first);
     check_shape(kOp, "outs", outs[i], shape, "all one shape");
-    STD_TORCH_CHECK(outs[i].scalar_type() == first.scalar_type(), kOp, ": outs must share a dtype, got ",
-                    dtype_name(first.scalar_type()), " and ", dtype_name(outs[i].scalar_type()));
+    STD_TORCH_CHECK(outs[i].scalar_type() == first.scalar_type(), kOp,
+                    ": outs must share a dtype, got ", dtype_name(first.scalar_type()), " and ",
+                    dtype_name(outs[i].scalar_type()));
     check_tensor(kOp, "lses", lses[i], first.dim() - 1, {ScalarType::Float}, first);
     check_shape(kOp, "lses", lses[i], rows, "outs' shape without its last axis");
   }

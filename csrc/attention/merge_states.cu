@@ -32,7 +32,8 @@ __global__ void merge_states_kernel(MergeStates p) {
     }
 #pragma unroll
     for (int j = 0; j < kColumns; ++j)
-      if (d0 + 32 * j < p.D) static_cast<T*>(p.out)[row * p.D + d0 + 32 * j] = from_float<T>(sum[j]);
+      if (d0 + 32 * j < p.D)
+        static_cast<T*>(p.out)[row * p.D + d0 + 32 * j] = from_float<T>(sum[j]);
   }
   if (lane == 0) p.lse[row] = base + logf(total);
 }
@@ -42,7 +43,8 @@ __global__ void merge_states_kernel(MergeStates p) {
 void merge_states(const MergeStates& p, const Queue& q) {
   dispatch<float, __nv_bfloat16, __half>(p.dtype, "merge_states", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    launch(merge_states_kernel<T>, dim3(unsigned((p.rows + kWarps - 1) / kWarps)), dim3(kWarps * 32), 0, q, p);
+    launch(merge_states_kernel<T>, dim3(unsigned((p.rows + kWarps - 1) / kWarps)),
+           dim3(kWarps * 32), 0, q, p);
   });
 }
 

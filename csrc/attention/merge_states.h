@@ -16,6 +16,7 @@ struct MergeStates {
   DType dtype;
 };
 
-void merge_states(const MergeStates& p, const Queue& q);  // merge_states.isa.cpp on the CPU, .cu on CUDA
+void merge_states(const MergeStates& p,
+                  const Queue& q);  // merge_states.isa.cpp on the CPU, .cu on CUDA
 
 }  // namespace tokops

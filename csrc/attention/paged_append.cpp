@@ -17,9 +17,10 @@ struct Unit {
 };
 
 // Checks both pools and fills all but `unit`; table must be contiguous and outlive the result.
-PagePools pools_of(const char* op, const Tensor& k_pages, const Tensor& v_pages, const Tensor& table,
-                   const Tensor& lens, Unit* unit) {
-  const int64_t heads = check_pool(op, k_pages, "k_pages", table, lens, table.dim() ? table.size(0) : 0);
+PagePools pools_of(const char* op, const Tensor& k_pages, const Tensor& v_pages,
+                   const Tensor& table, const Tensor& lens, Unit* unit) {
+  const int64_t heads =
+      check_pool(op, k_pages, "k_pages", table, lens, table.dim() ? table.size(0) : 0);
   check_same_pool(op, v_pages, k_pages);
   const int64_t size = int64_t(k_pages.element_size()), pages = table.size(table.dim() - 1);
   const bool per_head = table.dim() == 3;
@@ -44,7 +45,8 @@ PagePools pools_of(const char* op, const Tensor& k_pages, const Tensor& v_pages,
               0};
   unit->add(p.k);
   unit->add(p.v);
-  for (const int64_t b : {p.k_n, p.k_h, p.k_p, p.v_n, p.v_h, p.v_p, int64_t(p.row_bytes)}) unit->add(b);
+  for (const int64_t b : {p.k_n, p.k_h, p.k_p, p.v_n, p.v_h, p.v_p, int64_t(p.row_bytes)})
+    unit->add(b);
   return p;
 }
 
@@ -85,13 +87,14 @@ void paged_append_op(const Tensor& k_pages, const Tensor& v_pages, const Tensor&
   p.q_lens = data_or_null<int32_t>(new_rows);
   p.T = int32_t(k.size(1));
   if (kOnHost)
-    check_page_values(op, {p.pools.table, p.pools.table_b, p.pools.table_h, p.seq_lens, p.lens_b, p.lens_h,
-                           p.pools.B, p.pools.Hkv, p.pools.P, p.pools.pages, p.pools.pages_in_pool, p.q_lens,
-                           nullptr, p.T});
+    check_page_values(op, {p.pools.table, p.pools.table_b, p.pools.table_h, p.seq_lens, p.lens_b,
+                           p.lens_h, p.pools.B, p.pools.Hkv, p.pools.P, p.pools.pages,
+                           p.pools.pages_in_pool, p.q_lens, nullptr, p.T});
   if (k.numel() == 0) return;
   unit.add(p.new_k);
   unit.add(p.new_v);
-  for (const int64_t b : {p.new_k_b, p.new_k_t, p.new_k_h, p.new_v_b, p.new_v_t, p.new_v_h}) unit.add(b);
+  for (const int64_t b : {p.new_k_b, p.new_k_t, p.new_k_h, p.new_v_b, p.new_v_t, p.new_v_h})
+    unit.add(b);
   p.pools.unit = unit.size();
   Launch launch(k_pages);
   paged_append(p, launch.queue);
@@ -115,14 +118,16 @@ void check_gather_values(const char* op, const PagedGather& p) {
       STD_TORCH_CHECK(end <= cap, op, ": base + rows must be below ", cap, " (pages * page size)");
       const int32_t* entry = pool.table + b * pool.table_b + h * pool.table_h;
       for (int64_t i = 0; i * pool.P < end; ++i)
-        STD_TORCH_CHECK(entry[i] >= 0 && entry[i] < pool.pages_in_pool, op, ": block_table entries must be 0..",
-                        pool.pages_in_pool - 1, " for pages in use, sequence ", b, " has others");
+        STD_TORCH_CHECK(entry[i] >= 0 && entry[i] < pool.pages_in_pool, op,
+                        ": block_table entries must be 0..", pool.pages_in_pool - 1,
+                        " for pages in use, sequence ", b, " has others");
     }
   }
 }
 
 void paged_gather_rows_op(const Tensor& k_pages, const Tensor& v_pages, const Tensor& block_table,
-                          const Tensor& base, const Tensor& rows, const std::optional<Tensor>& counts) {
+                          const Tensor& base, const Tensor& rows,
+                          const std::optional<Tensor>& counts) {
   constexpr const char* op = "paged_gather_rows";
   const Tensor table = contiguous(block_table), starts = contiguous(base);
   if (table.dim() == 2 || table.dim() == 3) {
@@ -134,8 +139,8 @@ void paged_gather_rows_op(const Tensor& k_pages, const Tensor& v_pages, const Te
   Unit unit;
   PagedGather p{pools_of(op, k_pages, v_pages, table, starts, &unit)};
   check_tensor(op, "rows", rows, 2, {ScalarType::Int}, k_pages);
-  STD_TORCH_CHECK(rows.size(0) == p.pools.B, op, ": rows must be [B, n] with B ", p.pools.B, ", got ",
-                  list_of(rows.sizes()));
+  STD_TORCH_CHECK(rows.size(0) == p.pools.B, op, ": rows must be [B, n] with B ", p.pools.B,
+                  ", got ", list_of(rows.sizes()));
   if (counts) {
     check_tensor(op, "counts", *counts, 1, {ScalarType::Int}, k_pages);
     check_shape(op, "counts", *counts, {p.pools.B}, "[B]");

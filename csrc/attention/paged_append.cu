@@ -18,19 +18,22 @@ __global__ void paged_append_kernel(PagedAppend p, int units, int64_t total) {
   if (page < 0) return;
   const char* k = p.new_k + b * p.new_k_b + t * p.new_k_t + h * p.new_k_h;
   const char* v = p.new_v + b * p.new_v_b + t * p.new_v_t + h * p.new_v_h;
-  reinterpret_cast<Unit*>(p.pools.k + k_offset(p.pools, page, h, to))[u] = reinterpret_cast<const Unit*>(k)[u];
-  reinterpret_cast<Unit*>(p.pools.v + v_offset(p.pools, page, h, to))[u] = reinterpret_cast<const Unit*>(v)[u];
+  reinterpret_cast<Unit*>(p.pools.k + k_offset(p.pools, page, h, to))[u] =
+      reinterpret_cast<const Unit*>(k)[u];
+  reinterpret_cast<Unit*>(p.pools.v + v_offset(p.pools, page, h, to))[u] =
+      reinterpret_cast<const Unit*>(v)[u];
 }
 
-// One block per (sequence, head), a tile of rows at a time: all are read before any is written. A row is
-// written at or before where it was read, so no later tile finds its rows overwritten.
+// One block per (sequence, head), a tile of rows at a time: all are read before any is written. A
+// row is written at or before where it was read, so no later tile finds its rows overwritten.
 template <class Unit>
 __global__ void paged_gather_rows_kernel(PagedGather p, int units) {
   const PagePools& pool = p.pools;
   const int64_t b = blockIdx.x / pool.Hkv, h = blockIdx.x % pool.Hkv;
   const int64_t base = p.base[b * p.base_b + h * p.base_h];
   const int live = p.counts && p.counts[b] < p.n ? p.counts[b] : p.n;
-  const int columns = units < kGatherThreads ? units : kGatherThreads, tile = kGatherThreads / columns;
+  const int columns = units < kGatherThreads ? units : kGatherThreads,
+            tile = kGatherThreads / columns;
   const int column = threadIdx.x % columns, row = threadIdx.x / columns;
   for (int u = column; u - column < units; u += columns) {
     for (int j0 = 0; j0 < live; j0 += tile) {

@@ -1,10 +1,12 @@
-// Writes of new keys and values into pages (paged_append), and compaction in place (paged_gather_rows).
+// Writes of new keys and values into pages (paged_append), and compaction in place
+// (paged_gather_rows).
 #pragma once
 #include "common/backend.h"
 
 namespace tokops {
 
-// k and v pools [N, Hkv or 1, P, D] behind a table. Strides of pools and rows count bytes; D is contiguous.
+// k and v pools [N, Hkv or 1, P, D] behind a table. Strides of pools and rows count bytes; D is
+// contiguous.
 struct PagePools {
   char *k, *v;
   int64_t k_n, k_h, k_p, v_n, v_h, v_p;  // k_h = v_h = 0 where the table has a row per head
@@ -34,8 +36,8 @@ struct PagedGather {
   int32_t n;
 };
 
-// paged_append.isa.cpp on the CPU, .cu on CUDA. Positions outside the table and pages outside the pool are
-// skipped, so that bad values on a device never touch other memory.
+// paged_append.isa.cpp on the CPU, .cu on CUDA. Positions outside the table and pages outside the
+// pool are skipped, so that bad values on a device never touch other memory.
 void paged_append(const PagedAppend& p, const Queue& q);
 void paged_gather_rows(const PagedGather& p, const Queue& q);
 

@@ -10,7 +10,8 @@ constexpr int kBlocksPerSm = 8;  // a few waves, so that ragged lengths even out
 int multiprocessors() {
   int device = 0, count = 0;
   check_cuda(cudaGetDevice(&device), "paged_decode");
-  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "paged_decode");
+  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+             "paged_decode");
   return count;
 }
 
@@ -36,8 +37,9 @@ void choose_tiles(Plan& plan, int rows) {
 // Everything but the workspace, from shapes alone: the same for every call on a captured graph.
 Plan make_plan(const PagedDecode& p) {
   if (p.D != 64 && p.D != 80 && p.D != 96 && p.D != 128 && p.D != 192 && p.D != 256)
-    throw std::runtime_error("paged_decode: head dimension must be 64, 80, 96, 128, 192 or 256 on CUDA, got " +
-                             std::to_string(p.D));
+    throw std::runtime_error(
+        "paged_decode: head dimension must be 64, 80, 96, 128, 192 or 256 on CUDA, got " +
+        std::to_string(p.D));
   Plan plan{};
   plan.p = p;
   const int per_kv = p.Hq / p.Hkv;
@@ -51,7 +53,8 @@ Plan make_plan(const PagedDecode& p) {
   plan.blocks = (tokens + plan.tokens - 1) / plan.tokens;
 
   int64_t keys = p.selected ? p.sel_k : int64_t(p.pages) * p.P;
-  if (p.window && !p.selected) keys = keys < int64_t(p.window) + p.T ? keys : int64_t(p.window) + p.T;
+  if (p.window && !p.selected)
+    keys = keys < int64_t(p.window) + p.T ? keys : int64_t(p.window) + p.T;
   const int64_t base = int64_t(p.B) * plan.lists_t * p.Hkv * plan.lists_g * plan.blocks;
   const int64_t wanted = base ? (int64_t(kBlocksPerSm) * multiprocessors() + base - 1) / base : 1;
   const int64_t most = (keys + kChunk - 1) / kChunk;
@@ -62,11 +65,14 @@ Plan make_plan(const PagedDecode& p) {
   plan.vector_k = aligned(p.k, p.k_n, p.k_h, p.k_p, bytes);
   plan.vector_v = aligned(p.v, p.v_n, p.v_h, p.v_p, bytes);
   plan.part_out = static_cast<float*>(p.workspace);
-  plan.part_lse = plan.part_out + int64_t(p.B) * p.T * p.Hq * plan.splits * p.D;
+  const int64_t parts = int64_t(p.B) * p.T * p.Hq * plan.splits;
+  plan.part_top = plan.part_out + parts * p.D;
+  plan.part_total = plan.part_top + parts;
   return plan;
 }
 
-// One block merges the splits of one row. Threads are slices of D / 4 lanes; a slice takes every so many splits.
+// One block merges the splits of one row. Threads are slices of D / 4 lanes; a slice takes every so
+// many splits.
 template <class T>
 __global__ void __launch_bounds__(kThreads) merge_kernel(const Plan plan) {
   __shared__ float sums[kThreads * 4], tops[kThreads], totals[kThreads];
@@ -86,10 +92,11 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const Plan plan) {
     for (int s = slice; s < live; s += slices) {
       const int64_t at = row * plan.splits + s;
       const auto x = *reinterpret_cast<const Pack<float, 4>*>(plan.part_out + at * p.D + 4 * lane);
-      const float lse = plan.part_lse[at], top = fmaxf(m, lse);
-      if (lse == -INFINITY) continue;
-      const float keep = ptx::exp2_fast((m - top) * kLog2e), add = ptx::exp2_fast((lse - top) * kLog2e);
-      l = l * keep + add;
+      const float part = plan.part_top[at], top = fmaxf(m, part);
+      if (part == -INFINITY) continue;
+      const float keep = ptx::exp2_fast((m - top) * kLog2e),
+                  add = ptx::exp2_fast((part - top) * kLog2e);
+      l = l * keep + plan.part_total[at] * add;
       for (int e = 0; e < 4; ++e) o[e] = weighed(o[e], keep) + weighed(x.at[e], add);
       m = top;
     }
@@ -118,7 +125,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const Plan plan) {
 size_t paged_decode_workspace(const PagedDecode& p) {
   const paged::Plan plan = paged::make_plan(p);
   if (plan.splits == 1 || !p.out) return 0;
-  return size_t(p.B) * p.T * p.Hq * plan.splits * (p.D + 1) * sizeof(float);
+  return size_t(p.B) * p.T * p.Hq * plan.splits * (p.D + 2) * sizeof(float);
 }
 
 void paged_decode(const PagedDecode& p, const Queue& q) {
@@ -133,7 +140,8 @@ void paged_decode(const PagedDecode& p, const Queue& q) {
   if (plan.splits == 1 || !p.out) return;
   if (rows > INT32_MAX) throw std::runtime_error("paged_decode: too many rows for one launch");
   dispatch<float, __half, __nv_bfloat16>(p.dtype, "paged_decode", [&](auto tag) {
-    launch(paged::merge_kernel<typename decltype(tag)::type>, dim3(unsigned(rows)), dim3(paged::kThreads), 0, q, plan);
+    launch(paged::merge_kernel<typename decltype(tag)::type>, dim3(unsigned(rows)),
+           dim3(paged::kThreads), 0, q, plan);
   });
 }
 

@@ -1,12 +1,12 @@
-// What the CUDA parts of paged_decode share: how work is cut into blocks, and how a row's results leave them.
+// What the CUDA parts of paged_decode share: how work is cut into blocks, and how a row's results
+// leave them.
 #pragma once
 #include <cfloat>
 #include <cmath>
 
-#include "common/cuda.cuh"  // first: the contract's functions then work on the device
-#include "common/ptx.cuh"
-
 #include "attention/paged_decode.h"
+#include "common/cuda.cuh"
+#include "common/ptx.cuh"
 
 namespace tokops::paged {
 
@@ -14,16 +14,20 @@ inline constexpr int kWarps = 4, kThreads = 32 * kWarps;
 inline constexpr int kChunk = 64;  // a split starts at a multiple of this many keys
 inline constexpr float kLog2e = 1.4426950408889634f;
 
-// Host-made launch shape. A group is all rows that read one list of keys; a block takes a run of its tokens.
+// Host-made launch shape. A group is all rows that read one list of keys; a block takes a run of
+// its tokens.
 struct Plan {
   PagedDecode p;
-  int row_tile;          // rows per warp
-  int warps_m;           // row tiles per block; kWarps / warps_m warps share the keys of one row tile
-  int tokens, blocks;    // new tokens per block, blocks per group
-  int splits;            // blocks along the keys
-  int lists_t, lists_g;  // groups per sequence along the tokens, and per KV head along its query heads
+  int row_tile;        // rows per warp
+  int warps_m;         // row tiles per block; kWarps / warps_m warps share the keys of one row tile
+  int tokens, blocks;  // new tokens per block, blocks per group
+  int splits;          // blocks along the keys
+  int lists_t,
+      lists_g;  // groups per sequence along the tokens, and per KV head along its query heads
   bool vector_k, vector_v;
-  float *part_out, *part_lse;  // [B * T * Hq, splits, D], [B * T * Hq, splits]
+  // Per row and split: the sum of values [D], and what it is relative to, maximum and total. Not an
+  // lse, which would lose the total next to a maximum of FLT_MAX.
+  float *part_out, *part_top, *part_total;
 };
 
 void run_simt(const Plan& plan, const Queue& q);  // any dtype, row_tile 1, 4, 8
@@ -33,7 +37,8 @@ inline int padded_dim(int d) { return d <= 64 ? 64 : d <= 128 ? 128 : 256; }
 
 namespace {
 
-// What one block of one group does: its rows, and the indices [begin, end) of its keys before splitting.
+// What one block of one group does: its rows, and the indices [begin, end) of its keys before
+// splitting.
 struct Work {
   int b, hkv, t0, t1, h0, heads;  // rows (t, h): t in [t0, t1), h in [h0, h0 + heads)
   RowView view;
@@ -76,8 +81,8 @@ __device__ inline Work work_of(const Plan& plan, int64_t group, int block) {
   return w;
 }
 
-// Factor of the weighted sum and lse of a row whose weights, relative to exp(m), add up to l. The sink is
-// counted here and nowhere else.
+// Factor of the weighted sum and lse of a row whose weights, relative to exp(m), add up to l. The
+// sink is counted here and nowhere else.
 struct Closing {
   float gain, lse;
 };
@@ -116,13 +121,16 @@ __device__ inline void fill_unseen(const Plan& plan, const Work& w, int split) {
   const int heads = none ? w.heads : 1;
   for (int r = 0; r < (w.t1 - w.t0) * heads; ++r) {
     float* row = score_row(p, w.b, w.t0 + r / heads, none ? w.h0 + r % heads : w.hkv);
-    for (int64_t i = first + threadIdx.x; i < last; i += kThreads) row[i < lo ? i : i - lo + hi] = -INFINITY;
+    for (int64_t i = first + threadIdx.x; i < last; i += kThreads)
+      row[i < lo ? i : i - lo + hi] = -INFINITY;
   }
 }
 
-// Writes the raw scores of keys [key0, end), staged as tile[row * KT + column], one row per query or group.
+// Writes the raw scores of keys [key0, end), staged as tile[row * KT + column], one row per query
+// or group.
 template <int KT>
-__device__ inline void write_scores(const PagedDecode& p, const Work& w, const float* tile, int key0, int end) {
+__device__ inline void write_scores(const PagedDecode& p, const Work& w, const float* tile,
+                                    int key0, int end) {
   const bool none = p.reduce == ScoreReduce::none;
   const int heads = none ? w.heads : 1, folded = none ? 1 : w.heads;
   const int last = end < p.score_len ? end : int(p.score_len);

@@ -4,6 +4,9 @@
 #include <cstddef>
 
 #include "common/backend.h"
+#if defined(TOKOPS_CUDA_SIM_KERNEL)
+#include <cuda_runtime.h>  // __host__ and __device__, which g++ lacks
+#endif
 
 namespace tokops {
 

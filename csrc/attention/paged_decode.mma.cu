@@ -4,8 +4,9 @@
 namespace tokops::paged {
 namespace {
 
-// A warp takes 16 rows and 16 keys at a time. Lane (g, t) = (lane / 4, lane % 4) holds of each 16 x 8 result the
-// rows g and g + 8 at columns 2t and 2t + 1; the weights, rounded to T, are in place as operand of the second product.
+// A warp takes 16 rows and 16 keys at a time. Lane (g, t) = (lane / 4, lane % 4) holds of each 16 x
+// 8 result the rows g and g + 8 at columns 2t and 2t + 1; the weights, rounded to T, are in place
+// as operand of the second product.
 template <class Shape_>
 struct MmaMath {
   using Shape = Shape_;
@@ -31,7 +32,8 @@ struct MmaMath {
       const int r = i / DP, d = i % DP;
       T x = from_float<T>(0.f);
       if (r < w.rows() && d < p.D) {
-        const int64_t at = w.b * p.q_b + (w.t0 + r / w.heads) * p.q_t + (w.h0 + r % w.heads) * p.q_h;
+        const int64_t at =
+            w.b * p.q_b + (w.t0 + r / w.heads) * p.q_t + (w.h0 + r % w.heads) * p.q_h;
         x = static_cast<const T*>(p.q)[at + d];
       }
       q[Shape::at(r, d / Shape::kPiece) + d % Shape::kPiece] = x;
@@ -65,7 +67,10 @@ struct MmaMath {
       dot(v.keys, key0, s);
       to_logits<8>(
           plan.p, w, rows, v, v.scores,
-          [&](int i) { return Element{row0 + lane / 4 + i / 4 * 8, key0 + i / 2 % 2 * 8 + lane % 4 * 2 + i % 2}; },
+          [&](int i) {
+            return Element{row0 + lane / 4 + i / 4 * 8,
+                           key0 + i / 2 % 2 * 8 + lane % 4 * 2 + i % 2};
+          },
           [&](int i) -> float& { return s[i / 2 % 2][i / 4 * 2 + i % 2]; });
       if (!plan.p.v) continue;
       to_weights(s);

@@ -4,16 +4,17 @@
 namespace tokops::paged {
 namespace {
 
-// A warp takes RT rows and eight keys at a time. For the scores, lanes are 4 groups of 8: group g takes keys g
-// and g + 4, its lanes every eighth piece of the head dimension. For the values, a lane owns columns of all rows.
+// A warp takes RT rows and eight keys at a time. For the scores, lanes are 4 groups of 8: group g
+// takes keys g and g + 4, its lanes every eighth piece of the head dimension. For the values, a
+// lane owns columns of all rows.
 template <class Shape_, int RT_>
 struct SimtMath {
   using Shape = Shape_;
   using T = typename Shape::T;
   using Q = float;
   static constexpr int RT = RT_, DP = Shape::DP, kSub = 8, kPair = 2;
-  static constexpr int kBlocksPerSm = DP == 256 ? 2 : 3;
-  static constexpr int kRowBytes = DP * int(sizeof(T)) / 32;  // of one value row per lane
+  static constexpr int kBlocksPerSm = DP == 256 || RT == 8 ? 2 : 3;  // registers
+  static constexpr int kRowBytes = DP * int(sizeof(T)) / 32;         // of one value row per lane
   static constexpr int kUnitBytes = kRowBytes < 16 ? kRowBytes : 16;
   static constexpr int kUnit = kUnitBytes / int(sizeof(T)), kUnits = kRowBytes / kUnitBytes;
 
@@ -34,7 +35,8 @@ struct SimtMath {
       const int r = i / DP, d = i % DP;
       float x = 0.f;
       if (r < w.rows() && d < p.D) {
-        const int64_t at = w.b * p.q_b + (w.t0 + r / w.heads) * p.q_t + (w.h0 + r % w.heads) * p.q_h;
+        const int64_t at =
+            w.b * p.q_b + (w.t0 + r / w.heads) * p.q_t + (w.h0 + r % w.heads) * p.q_h;
         x = to_float(static_cast<const T*>(p.q)[at + d]);
       }
       q[i] = x;
@@ -84,8 +86,8 @@ struct SimtMath {
         k[i] = *reinterpret_cast<const Piece*>(keys + Shape::at(key0 + group + 4 * i, piece));
 #pragma unroll
       for (int r = 0; r < RT; ++r) {
-        const auto q = *reinterpret_cast<const Pack<float, Shape::kPiece>*>(queries + (row0 + r) * DP +
-                                                                           piece * Shape::kPiece);
+        const auto q = *reinterpret_cast<const Pack<float, Shape::kPiece>*>(
+            queries + (row0 + r) * DP + piece * Shape::kPiece);
 #pragma unroll
         for (int e = 0; e < Shape::kPiece; ++e) {
           s[r][0] += q.at[e] * to_float(k[0].at[e]);
@@ -166,7 +168,8 @@ struct SimtMath {
 
 // Stages of 32 KiB or less, two of them or 64 KiB.
 template <class T, int DP>
-using SimtShape = Tile<T, DP, sizeof(T) == 2 ? (DP == 256 ? 32 : 64) : (DP == 256 ? 16 : 32), DP == 64 ? 4 : 2>;
+using SimtShape =
+    Tile<T, DP, sizeof(T) == 2 ? (DP == 256 ? 32 : 64) : (DP == 256 ? 16 : 32), DP == 64 ? 4 : 2>;
 
 }  // namespace
 
@@ -175,7 +178,8 @@ void run_simt(const Plan& plan, const Queue& q) {
     using T = typename decltype(tag)::type;
     dispatch_int<64, 128, 256>(padded_dim(plan.p.D), [&](auto dim) {
       dispatch_int<1, 4, 8>(plan.row_tile, [&](auto tile) {
-        if constexpr (sizeof(T) == 4 || tile < 8) launch_decode<SimtMath<SimtShape<T, dim>, tile>>(plan, q);
+        if constexpr (sizeof(T) == 4 || tile < 8)
+          launch_decode<SimtMath<SimtShape<T, dim>, tile>>(plan, q);
       });
     });
   });

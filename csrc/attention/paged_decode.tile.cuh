@@ -1,5 +1,6 @@
-// The attention kernel of paged_decode around the arithmetic on one tile (.simt.cu, .mma.cu): how keys and values reach
-// shared memory, which of them a row sees, and how the warps' sums become the block's result.
+// The attention kernel of paged_decode around the arithmetic on one tile (.simt.cu, .mma.cu): how
+// keys and values reach shared memory, which of them a row sees, and how the warps' sums become the
+// block's result.
 #pragma once
 #include "attention/paged_decode.cuh"
 
@@ -17,20 +18,23 @@ struct Slot {
   int pos;
 };
 
-// Shape of the shared memory. Rows of a tile are DP elements in 16-byte pieces, stored with piece ^ (row & 7)
-// so that eight rows of one piece, and eight pieces of one row, lie in different banks.
+// Shape of the shared memory. Rows of a tile are DP elements in 16-byte pieces, stored with piece ^
+// (row & 7) so that eight rows of one piece, and eight pieces of one row, lie in different banks.
 template <class T_, int DP_, int KT_, int NS_>
 struct Tile {
   using T = T_;
-  static constexpr int DP = DP_, KT = KT_, NS = NS_;   // padded head dimension, keys, stages
-  static constexpr int kPiece = 16 / sizeof(T);        // elements per piece
-  static constexpr int kPieces = DP / kPiece;          // pieces per row
-  static constexpr int kElements = KT * DP;            // of one pool
+  static constexpr int DP = DP_, KT = KT_, NS = NS_;  // padded head dimension, keys, stages
+  static constexpr int kPiece = 16 / sizeof(T);       // elements per piece
+  static constexpr int kPieces = DP / kPiece;         // pieces per row
+  static constexpr int kElements = KT * DP;           // of one pool
   static constexpr int kSlots = (NS + 1) * KT;
-  __device__ static int at(int row, int piece) { return (row * kPieces + (piece ^ (row & 7))) * kPiece; }
+  __device__ static int at(int row, int piece) {
+    return (row * kPieces + (piece ^ (row & 7))) * kPiece;
+  }
 };
 
-// The keys and values of one block's split: NS tiles in flight, their addresses one tile further ahead.
+// The keys and values of one block's split: NS tiles in flight, their addresses one tile further
+// ahead.
 template <class Shape>
 struct Stream {
   using T = typename Shape::T;
@@ -87,7 +91,8 @@ struct Stream {
     }
   }
 
-  // Starts the copies of tile n; keys that are not there become zeros, so that a weight of 0 stays 0.
+  // Starts the copies of tile n; keys that are not there become zeros, so that a weight of 0 stays
+  // 0.
   __device__ void load(int n) const {
     if (n < tiles()) {
       const PagedDecode& p = plan.p;
@@ -98,13 +103,16 @@ struct Stream {
         for (int j = threadIdx.x / Shape::kPieces; j < Shape::KT; j += kThreads / Shape::kPieces) {
           const bool live = s[j].pos >= 0;
           const int at = Shape::at(j, piece), column = piece * Shape::kPiece;
-          copy_piece(keys(n) + at, static_cast<const T*>(p.k), s[j].k + column, live, plan.vector_k);
+          copy_piece(keys(n) + at, static_cast<const T*>(p.k), s[j].k + column, live,
+                     plan.vector_k);
           if (p.v)
-            copy_piece(values(n) + at, static_cast<const T*>(p.v), s[j].v + column, live, plan.vector_v);
+            copy_piece(values(n) + at, static_cast<const T*>(p.v), s[j].v + column, live,
+                       plan.vector_v);
         }
       }
     }
-    ptx::cp_async_commit();  // an empty group too, so that the count of groups in flight stays NS - 1
+    ptx::cp_async_commit();  // an empty group too, so that the count of groups in flight stays NS -
+                             // 1
   }
 };
 
@@ -142,11 +150,15 @@ struct Element {
   int row, key;
 };
 
-// Turns N products q . k of a lane into logits and stages the raw scores; where(i) names the element of x(i).
+// Turns N products q . k of a lane into logits and stages the raw scores; where(i) names the
+// element of x(i).
 template <int N, class Shape, class Where, class Value>
 __device__ __forceinline__ void to_logits(const PagedDecode& p, const Work& w, const Row* rows,
-                                          const TileView<Shape>& v, bool stage, Where where, Value x) {
-  const auto position = [&](int key) { return w.list ? v.slots[key].pos : key < v.count ? v.first + key : -1; };
+                                          const TileView<Shape>& v, bool stage, Where where,
+                                          Value x) {
+  const auto position = [&](int key) {
+    return w.list ? v.slots[key].pos : key < v.count ? v.first + key : -1;
+  };
   unsigned seen = ~0u, doubtful = 0;
   if (!v.clear) {
     seen = 0;
@@ -162,7 +174,8 @@ __device__ __forceinline__ void to_logits(const PagedDecode& p, const Work& w, c
 #pragma unroll 1
     for (int i = 0; doubtful >> i; ++i) {
       const Row row = rows[where(i).row];
-      if ((doubtful >> i & 1) && sees(p, w.view, w.b, row.t, row.pos, position(where(i).key))) seen |= 1u << i;
+      if ((doubtful >> i & 1) && sees(p, w.view, w.b, row.t, row.pos, position(where(i).key)))
+        seen |= 1u << i;
     }
   }
 #pragma unroll
@@ -198,7 +211,8 @@ __device__ inline void plain_range(const PagedDecode& p, const Work& w, int* lo,
 
 // One pass over the split: each key and value is read from memory once, for all rows of the block.
 template <class Math>
-__device__ void pass(Math& math, const Stream<typename Math::Shape>& stream, float* staged, bool exact) {
+__device__ void pass(Math& math, const Stream<typename Math::Shape>& stream, float* staged,
+                     bool exact) {
   using Shape = typename Math::Shape;
   constexpr int KT = Shape::KT, NS = Shape::NS;
   const PagedDecode& p = stream.plan.p;
@@ -209,14 +223,15 @@ __device__ void pass(Math& math, const Stream<typename Math::Shape>& stream, flo
   for (int n = 0; n < NS - 1; ++n) stream.load(n);
   for (int n = 0; n < stream.tiles(); ++n) {
     ptx::cp_async_wait<NS - 2>();
-    __syncthreads();  // all copies of tile n have landed, its slots too; nobody reads tile n - 1 any more
+    __syncthreads();  // all copies of tile n have landed, its slots too; nobody reads tile n - 1
+                      // any more
     stream.load(n + NS - 1);
     stream.resolve(n + NS);
     const int first = stream.begin + n * KT;
     const int count = stream.end - first < KT ? stream.end - first : KT;
     const bool clear = !stream.w.list && count == KT && first >= lo && first + KT <= hi;
-    math.tile(TileView<Shape>{stream.keys(n), stream.values(n), stream.slots_of(n), first, count, lo, hi, clear, staged,
-                              exact});
+    math.tile(TileView<Shape>{stream.keys(n), stream.values(n), stream.slots_of(n), first, count,
+                              lo, hi, clear, staged, exact});
     if (p.scores) {
       __syncthreads();  // the tile's scores are staged by all warps
       write_scores<KT>(p, stream.w, staged, first, stream.end);
@@ -224,15 +239,17 @@ __device__ void pass(Math& math, const Stream<typename Math::Shape>& stream, flo
   }
 }
 
-// Combines the warps that shared the keys of a row and writes the row: the result if this block saw all its
-// keys, a partial result otherwise. partial: [kWarps, RT, DP] sums, then [kWarps, RT] maxima and totals.
+// Combines the warps that shared the keys of a row and writes the row: the result if this block saw
+// all its keys, a partial result otherwise. partial: [kWarps, RT, DP] sums, then [kWarps, RT]
+// maxima and totals.
 template <class T, int DP, int RT>
 __device__ void finish(const Plan& plan, const Work& w, int split, const float* partial) {
   const PagedDecode& p = plan.p;
   const float *tops = partial + kWarps * RT * DP, *totals = tops + kWarps * RT;
   for (int i = threadIdx.x; i < w.rows() * p.D; i += kThreads) {
     const int r = i / p.D, d = i - r * p.D;
-    const int step = plan.warps_m * RT;  // from a row in one warp to the same row in the next that shares it
+    const int step =
+        plan.warps_m * RT;  // from a row in one warp to the same row in the next that shares it
     float m = -INFINITY, l = 0.f, o = 0.f;
     for (int k = r; k < kWarps * RT; k += step) m = fmaxf(m, tops[k]);
     for (int k = r; k < kWarps * RT && m > -INFINITY; k += step) {
@@ -247,14 +264,16 @@ __device__ void finish(const Plan& plan, const Work& w, int split, const float* 
       static_cast<T*>(p.out)[row * p.D + d] = from_float<T>(weighed(o, c.gain));
       if (d == 0) p.lse[row] = c.lse;
     } else {
-      plan.part_out[(row * plan.splits + split) * p.D + d] = l > 0.f ? o / l : 0.f;
-      if (d == 0) plan.part_lse[row * plan.splits + split] = l > 0.f ? m + logf(l) : -INFINITY;
+      const int64_t at = row * plan.splits + split;
+      plan.part_out[at * p.D + d] = o;
+      if (d == 0) plan.part_top[at] = m;
+      if (d == 0) plan.part_total[at] = l;
     }
   }
 }
 
-// One block: the rows of up to warps_m row tiles of one group over one split of its keys. Blocks whose split
-// is empty leave at once; the merge knows them by the same arithmetic.
+// One block: the rows of up to warps_m row tiles of one group over one split of its keys. Blocks
+// whose split is empty leave at once; the merge knows them by the same arithmetic.
 template <class Math>
 __global__ void __launch_bounds__(kThreads, Math::kBlocksPerSm) decode_kernel(const Plan plan) {
   using Shape = typename Math::Shape;
@@ -277,7 +296,11 @@ __global__ void __launch_bounds__(kThreads, Math::kBlocksPerSm) decode_kernel(co
     const int t = w.t0 + r / w.heads;
     rows[r] = r < w.rows() ? Row{t, row_position(p, w.view, w.b, t)} : Row{p.T, 0};
   }
-  const Stream<Shape> stream{plan, w, begin, end, reinterpret_cast<T*>(shared),
+  const Stream<Shape> stream{plan,
+                             w,
+                             begin,
+                             end,
+                             reinterpret_cast<T*>(shared),
                              reinterpret_cast<Slot*>(shared + layout.slots)};
   stream.clear_padding();
   Math math(plan, w, reinterpret_cast<typename Math::Q*>(shared + layout.queries), rows);
@@ -298,7 +321,8 @@ __global__ void __launch_bounds__(kThreads, Math::kBlocksPerSm) decode_kernel(co
 template <class Math>
 void launch_decode(const Plan& plan, const Queue& q) {
   const PagedDecode& p = plan.p;
-  const int64_t grid = int64_t(p.B) * plan.lists_t * p.Hkv * plan.lists_g * plan.splits * plan.blocks;
+  const int64_t grid =
+      int64_t(p.B) * plan.lists_t * p.Hkv * plan.lists_g * plan.splits * plan.blocks;
   if (grid > INT32_MAX) throw std::runtime_error("paged_decode: too many rows for one launch");
   const Layout<Math> layout(plan.warps_m, p.v != nullptr, p.scores != nullptr);
   launch(decode_kernel<Math>, dim3(unsigned(grid)), dim3(kThreads), size_t(layout.total), q, plan);

@@ -17,7 +17,8 @@ std::optional<Tensor> per_row(const std::optional<Tensor>& t, const char* name, 
   return torch::stable::contiguous(*t);
 }
 
-std::tuple<Tensor, Tensor> topk_positions_op(const Tensor& scores, const std::optional<Tensor>& lens,
+std::tuple<Tensor, Tensor> topk_positions_op(const Tensor& scores,
+                                             const std::optional<Tensor>& lens,
                                              const std::optional<Tensor>& k, int64_t k_max,
                                              const std::optional<Tensor>& threshold) {
   STD_TORCH_CHECK(scores.dim() >= 1, kOp, ": scores must have at least 1 dimension");
@@ -29,8 +30,8 @@ std::tuple<Tensor, Tensor> topk_positions_op(const Tensor& scores, const std::op
   const auto row_k = per_row(k, "k", ScalarType::Int, shape, scores);
   const auto row_threshold = per_row(threshold, "threshold", ScalarType::Float, shape, scores);
   STD_TORCH_CHECK(k_max >= 0, kOp, ": k must be >= 0, got ", k_max);
-  STD_TORCH_CHECK(length < INT32_MAX && k_max < INT32_MAX, kOp, ": rows must be shorter than 2^31 - 1, got ",
-                  length, " scores and k ", k_max);
+  STD_TORCH_CHECK(length < INT32_MAX && k_max < INT32_MAX, kOp,
+                  ": rows must be shorter than 2^31 - 1, got ", length, " scores and k ", k_max);
   if (kOnHost && row_lens)
     check_range(kOp, "lens", *row_lens, 0, length, "0.." + std::to_string(length));
   if (kOnHost && row_k) check_range(kOp, "k", *row_k, 0, INT32_MAX, ">= 0");

@@ -12,7 +12,8 @@ constexpr int kMostThreads = 1024;
 struct Shared {
   int bins[kBins];
   int warp_sums[kMostThreads / 32];
-  int counts[kItems * kMostThreads / 32];  // of one tile, per warp and item: above the cut | at it << 16
+  int counts[kItems * kMostThreads /
+             32];  // of one tile, per warp and item: above the cut | at it << 16
   int tile_total;
   uint32_t digit;
   int left, found;
@@ -24,7 +25,9 @@ struct Cut {
   int ties;
 };
 
-__device__ int32_t key_at(const float* scores, int64_t i) { return score_key(__float_as_int(scores[i])); }
+__device__ int32_t key_at(const float* scores, int64_t i) {
+  return score_key(__float_as_int(scores[i]));
+}
 
 // Keys as unsigned integers, so that digits order them.
 __device__ uint32_t ordered(int32_t key) { return uint32_t(key) ^ 0x80000000u; }
@@ -45,8 +48,8 @@ __device__ int sum_before(int v, int* warp_sums) {
   return before;
 }
 
-// Looks for the bin, from the top, that holds the `limit`-th key; false when the bins hold no more than that.
-// On success digit and left (how many of that bin's keys are wanted) are set.
+// Looks for the bin, from the top, that holds the `limit`-th key; false when the bins hold no more
+// than that. On success digit and left (how many of that bin's keys are wanted) are set.
 __device__ bool find_bin(Shared& s, int bins, int limit) {
   const int per = bins / int(blockDim.x), top = bins - 1 - int(threadIdx.x) * per;
   int own = 0;
@@ -66,7 +69,8 @@ __device__ bool find_bin(Shared& s, int bins, int limit) {
   return s.found != 0;
 }
 
-// Radix selection: three rounds over the row, each counting the keys that share the digits found so far.
+// Radix selection: three rounds over the row, each counting the keys that share the digits found so
+// far.
 __device__ Cut find_cut(Shared& s, const float* scores, int n, int32_t least, int limit) {
   uint32_t prefix = 0;
   int left = limit;
@@ -146,7 +150,8 @@ __device__ int write_taken(Shared& s, const float* scores, int n, Cut cut, int32
   return above_done + (equal_done < cut.ties ? equal_done : cut.ties);
 }
 
-// One block per row: three counting rounds find the k-th key, a fourth pass writes positions in order.
+// One block per row: three counting rounds find the k-th key, a fourth pass writes positions in
+// order.
 __global__ void topk_positions_kernel(TopkPositions p) {
   __shared__ Shared s;
   const int64_t row = blockIdx.x;
@@ -155,7 +160,8 @@ __global__ void topk_positions_kernel(TopkPositions p) {
   int n = int(p.length), limit = int(p.k_max);
   if (p.lens && p.lens[row] < n) n = p.lens[row] > 0 ? p.lens[row] : 0;
   if (p.k && p.k[row] < limit) limit = p.k[row] > 0 ? p.k[row] : 0;
-  const int32_t least = floor_key(p.threshold ? __float_as_int(p.threshold[row]) : int32_t(0xff800000u));
+  const int32_t least =
+      floor_key(p.threshold ? __float_as_int(p.threshold[row]) : int32_t(0xff800000u));
   int count = 0;
   if (limit > 0) {
     const Cut cut = n > limit ? find_cut(s, scores, n, least, limit) : Cut{least - 1, 0};

@@ -7,9 +7,9 @@
 #include <immintrin.h>
 #endif
 
-// Per row: guess a pivot from a sample, collect the keys and positions at or above it in one pass over the
-// scores, find the k-th largest key among them by bisection, drop the rest. A guess that turns out too high
-// costs a second pass; any input gives the exact result.
+// Per row: guess a pivot from a sample, collect the keys and positions at or above it in one pass
+// over the scores, find the k-th largest key among them by bisection, drop the rest. A guess that
+// turns out too high costs a second pass; any input gives the exact result.
 namespace tokops {
 namespace {
 
@@ -130,8 +130,9 @@ int64_t count_from(const int32_t* keys, int64_t n, int32_t least) {
   return total;
 }
 
-// A key that at least `rank` of n >= rank keys reach: the largest one, or an earlier guess that no more than
-// `enough` reach. With enough == rank this is exact as a selection: ties are left only at the returned key.
+// A key that at least `rank` of n >= rank keys reach: the largest one, or an earlier guess that no
+// more than `enough` reach. With enough == rank this is exact as a selection: ties are left only at
+// the returned key.
 int32_t reached_by(const int32_t* keys, int64_t n, int64_t rank, int64_t enough) {
   int32_t lo = INT32_MAX, hi = INT32_MIN;
   for (int64_t i = 0; i < n; ++i) {
@@ -151,7 +152,8 @@ int32_t reached_by(const int32_t* keys, int64_t n, int64_t rank, int64_t enough)
   return lo;
 }
 
-// A pivot that somewhat more than `limit` of the scores should reach, from scores picked one per stratum.
+// A pivot that somewhat more than `limit` of the scores should reach, from scores picked one per
+// stratum.
 int32_t guess_pivot(const int32_t* scores, int64_t length, int64_t limit, int32_t* keys) {
   const int64_t stratum = length / kSample;
   uint32_t state = 1;

@@ -34,7 +34,8 @@ __global__ void softmax_stats_kernel(VoteScores p) {
   if (threadIdx.x != 0) return;
   float all = -INFINITY, total = 0.f;
   for (int w = 0; w < kThreads / 32; ++w) all = tops[w] > all ? tops[w] : all;
-  for (int w = 0; w < kThreads / 32; ++w) total += tops[w] == -INFINITY ? 0.f : sums[w] * expf(tops[w] - all);
+  for (int w = 0; w < kThreads / 32; ++w)
+    total += tops[w] == -INFINITY ? 0.f : sums[w] * expf(tops[w] - all);
   p.stats[2 * int64_t(blockIdx.x)] = all == -INFINITY ? 0.f : all;
   p.stats[2 * int64_t(blockIdx.x) + 1] = total == 0.f ? 0.f : 1.f / total;
 }

@@ -3,8 +3,8 @@
 #include "common/isa.h"
 #include "common/simd.h"
 
-// Pass 1 finds each head's maximum and sum of exp, a block at a time so that memory is read once; pass 2 reads
-// all heads of a group at a position and reduces their votes.
+// Pass 1 finds each head's maximum and sum of exp, a block at a time so that memory is read once;
+// pass 2 reads all heads of a group at a position and reduces their votes.
 namespace tokops {
 namespace {
 
@@ -70,7 +70,8 @@ void vote_block(const VoteScores& p, int64_t group, int64_t l0, int64_t l1) {
   const float* stats = p.stats + group * heads * 2;
   float* out = p.votes + group * p.length;
   int64_t l = l0;
-  for (; l + Vec::width <= l1; l += Vec::width) store(out + l, vote(p, scores + l, stats, heads, Vec::width));
+  for (; l + Vec::width <= l1; l += Vec::width)
+    store(out + l, vote(p, scores + l, stats, heads, Vec::width));
   if (l == l1) return;
   float tail[Vec::width];
   store(tail, vote(p, scores + l, stats, heads, int(l1 - l)));

@@ -20,23 +20,27 @@ std::string list_of(const Ints& x, size_t most = 8) {
 
 inline void check_tensor(const char* op, const char* name, const Tensor& t, int64_t dims,
                          std::initializer_list<ScalarType> dtypes, const Tensor& like) {
-  STD_TORCH_CHECK(t.dim() == dims, op, ": ", name, " must have ", dims, " dimensions, got ", t.dim());
+  STD_TORCH_CHECK(t.dim() == dims, op, ": ", name, " must have ", dims, " dimensions, got ",
+                  t.dim());
   bool ok = false;
   for (const ScalarType d : dtypes) ok = ok || t.scalar_type() == d;
   if (!ok) {
     std::string wanted;
-    for (const ScalarType d : dtypes) wanted += std::string(wanted.empty() ? "" : " or ") + dtype_name(d);
-    STD_TORCH_CHECK(false, op, ": ", name, " must be ", wanted, ", got ", dtype_name(t.scalar_type()));
+    for (const ScalarType d : dtypes)
+      wanted += std::string(wanted.empty() ? "" : " or ") + dtype_name(d);
+    STD_TORCH_CHECK(false, op, ": ", name, " must be ", wanted, ", got ",
+                    dtype_name(t.scalar_type()));
   }
   check_device(t, like, op, name);
 }
 
-inline void check_shape(const char* op, const char* name, const Tensor& t, const std::vector<int64_t>& shape,
-                        const char* words) {
+inline void check_shape(const char* op, const char* name, const Tensor& t,
+                        const std::vector<int64_t>& shape, const char* words) {
   const auto got = t.sizes();
   bool ok = got.size() == shape.size();
   for (size_t i = 0; ok && i < shape.size(); ++i) ok = got[i] == shape[i];
-  STD_TORCH_CHECK(ok, op, ": ", name, " must be ", words, " = ", list_of(shape), ", got ", list_of(got));
+  STD_TORCH_CHECK(ok, op, ": ", name, " must be ", words, " = ", list_of(shape), ", got ",
+                  list_of(got));
 }
 
 inline std::vector<int64_t> shape_of(const Tensor& t) {

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tokops import _native
 from tokops.attention import merge_states
 
@@ -54,7 +53,9 @@ def test_an_empty_part_is_ignored_whatever_it_holds(device, dtype):
     junk = torch.full((3, 20), float("nan")).to(dtype)
     nothing = torch.full((3,), float("-inf"))
     good[2] = float("nan")
-    out, merged = merge_states([x.to(device) for x in (junk, good, junk)], [x.to(device) for x in (nothing, lse, nothing)])
+    out, merged = merge_states(
+        [x.to(device) for x in (junk, good, junk)], [x.to(device) for x in (nothing, lse, nothing)]
+    )
     assert torch.equal(out[:2].cpu(), good[:2])
     assert torch.equal(merged.cpu(), lse)
     assert out[2].count_nonzero() == 0
@@ -77,7 +78,10 @@ def test_one_part_is_returned_as_it_is(device):
 
 
 def test_nan_in_a_normaliser_is_not_hidden(device):
-    outs, lses = torch.ones(2, 2, 9, device=device), torch.tensor([[float("nan"), 0.0], [1.0, 0.0]], device=device)
+    outs, lses = (
+        torch.ones(2, 2, 9, device=device),
+        torch.tensor([[float("nan"), 0.0], [1.0, 0.0]], device=device),
+    )
     out, lse = merge_states(outs, lses)
     assert out[0].isnan().all()
     assert lse[0].isnan()
@@ -88,7 +92,9 @@ def test_strided_parts(device):
     outs, lses = torch.randn(6, 5, 2, 40, device=device), torch.randn(5, 6, 2, device=device)
     views = [x.transpose(0, 1) for x in (outs[::2], outs[1::2])]
     got = merge_states(views, [lses[:, ::2], lses[:, 1::2]])
-    want = merge_states([x.contiguous() for x in views], [lses[:, ::2].contiguous(), lses[:, 1::2].contiguous()])
+    want = merge_states(
+        [x.contiguous() for x in views], [lses[:, ::2].contiguous(), lses[:, 1::2].contiguous()]
+    )
     assert torch.equal(got[0], want[0])
     assert torch.equal(got[1], want[1])
 

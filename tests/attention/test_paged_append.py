@@ -1,10 +1,9 @@
-"""paged_append and paged_gather_rows against row-by-row loops in Python, compared bit by bit over whole pools."""
+"""paged_append and paged_gather_rows against row-by-row loops in Python, bit by bit over whole pools."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tokops.attention import paged_append, paged_gather_rows
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -77,8 +76,13 @@ def test_append(device, shape, per_head, dtype):
     for q_lens in (None, counts):
         got = [x.clone().to(device) for x in want]
         new = [torch.randn(batch, n, heads, d).to(dtype) for _ in range(2)]
-        paged_append(*got, table.to(device), lens.to(device), *(x.to(device) for x in new),
-                     q_lens=None if q_lens is None else q_lens.to(device))
+        paged_append(
+            *got,
+            table.to(device),
+            lens.to(device),
+            *(x.to(device) for x in new),
+            q_lens=None if q_lens is None else q_lens.to(device),
+        )
         append_by_hand(want, table, lens, new, [n] * batch if q_lens is None else q_lens.tolist())
         assert_same_pools(got, want)
 
@@ -86,7 +90,9 @@ def test_append(device, shape, per_head, dtype):
 def test_append_at_page_boundaries_and_to_empty_sequences(device):
     want, table = random_pages(5, 2, 4, 3, 8)
     got = [x.clone().to(device) for x in want]
-    lens = torch.tensor([4, 5, 3, 12, 0]).int()  # ends a page, crosses one, starts the first, fills the last, nothing
+    lens = torch.tensor(
+        [4, 5, 3, 12, 0]
+    ).int()  # ends a page, crosses one, starts the first, fills the last, nothing
     new = [torch.randn(5, 3, 2, 8) for _ in range(2)]
     paged_append(*got, table.to(device), lens.to(device), *(x.to(device) for x in new))
     append_by_hand(want, table, lens, new, [3, 3, 3, 3, 0])
@@ -103,8 +109,13 @@ def test_append_from_strided_rows_into_strided_pools(device):
     k = torch.randn(batch, heads, n, d).transpose(1, 2)
     v = torch.randn(n, d, batch, heads).permute(2, 0, 3, 1)  # D is not contiguous
     device_k, device_v = big_k.clone().to(device), big_v.clone().to(device)
-    paged_append(*(view(device_k, device_v) for view in views), table.to(device), lens.to(device), k.to(device),
-                 v.to(device))
+    paged_append(
+        *(view(device_k, device_v) for view in views),
+        table.to(device),
+        lens.to(device),
+        k.to(device),
+        v.to(device),
+    )
     append_by_hand([view(big_k, big_v) for view in views], table, lens, [k, v], [n] * batch)
     assert_same_pools([device_k, device_v], [big_k, big_v])
 
@@ -114,7 +125,9 @@ def test_append_through_a_strided_table(device):
     got = [x.clone().to(device) for x in want]
     lens, new = torch.tensor([9, 12, 2]).int(), [torch.randn(3, 2, 1, 4) for _ in range(2)]
     wide = torch.stack([table.t(), torch.full_like(table.t(), 10**6)], 2)[..., 0].t()  # neither stride is 1
-    paged_append(*got, wide.to(device), torch.stack([lens, lens], 1)[:, 0].to(device), *(x.to(device) for x in new))
+    paged_append(
+        *got, wide.to(device), torch.stack([lens, lens], 1)[:, 0].to(device), *(x.to(device) for x in new)
+    )
     append_by_hand(want, table, lens, new, [2, 2, 2])
     assert_same_pools(got, want)
 
@@ -140,13 +153,20 @@ def test_gather(device, shape, per_head, dtype):
     batch, heads, page, pages, n, d = shape
     want, table = random_pages(batch, heads, page, pages, d, dtype, per_head)
     room = page * pages // 2 + n - page * pages // 2 * n // (page * pages)
-    base = torch.randint(0, page * pages - room + 1, (batch, heads) if per_head else (batch,), dtype=torch.int32)
+    base = torch.randint(
+        0, page * pages - room + 1, (batch, heads) if per_head else (batch,), dtype=torch.int32
+    )
     rows = torch.stack([torch.randperm(room)[:n].sort().values for _ in range(batch)]).int()
     counts = torch.randint(0, rows.shape[1] + 1, (batch,), dtype=torch.int32)
     for live in (None, counts):
         got = [x.clone().to(device) for x in want]
-        paged_gather_rows(*got, table.to(device), base.to(device), rows.to(device),
-                          counts=None if live is None else live.to(device))
+        paged_gather_rows(
+            *got,
+            table.to(device),
+            base.to(device),
+            rows.to(device),
+            counts=None if live is None else live.to(device),
+        )
         gather_by_hand(want, table, base, rows, [rows.shape[1]] * batch if live is None else live.tolist())
         assert_same_pools(got, want)
 
@@ -155,7 +175,9 @@ def test_gather_of_everything_moves_nothing(device):
     want, table = random_pages(2, 2, 4, 4, 8)
     got = [x.clone().to(device) for x in want]
     rows = torch.arange(16).expand(2, 16).int()
-    paged_gather_rows(*got, table.to(device), torch.zeros(2, dtype=torch.int32, device=device), rows.to(device))
+    paged_gather_rows(
+        *got, table.to(device), torch.zeros(2, dtype=torch.int32, device=device), rows.to(device)
+    )
     assert_same_pools(got, want)
 
 
@@ -187,7 +209,14 @@ def test_any_rows(data, page, pages, seed):
 def append_arguments():
     pools, table = random_pages(2, 3, 4, 5, 8)
     names = ("k_pages", "v_pages", "block_table", "seq_lens", "k", "v", "q_lens")
-    values = (*pools, table, torch.tensor([6, 20]).int(), torch.zeros(2, 4, 3, 8), torch.zeros(2, 4, 3, 8), None)
+    values = (
+        *pools,
+        table,
+        torch.tensor([6, 20]).int(),
+        torch.zeros(2, 4, 3, 8),
+        torch.zeros(2, 4, 3, 8),
+        None,
+    )
     return dict(zip(names, values, strict=True))
 
 
@@ -198,18 +227,33 @@ TABLE = append_arguments()["block_table"]
     ("change", "message"),
     [
         ({"k_pages": torch.zeros(12, 3, 4)}, "k_pages must have 4 dimensions, got 3"),
-        ({"k_pages": torch.zeros(12, 3, 4, 8).double()}, "k_pages must be float32.*bfloat16.*float16, got float64"),
-        ({"k_pages": torch.zeros(12, 3, 8, 4).transpose(2, 3)}, "k_pages must have a contiguous last dimension"),
+        (
+            {"k_pages": torch.zeros(12, 3, 4, 8).double()},
+            "k_pages must be float32.*bfloat16.*float16, got float64",
+        ),
+        (
+            {"k_pages": torch.zeros(12, 3, 8, 4).transpose(2, 3)},
+            "k_pages must have a contiguous last dimension",
+        ),
         ({"v_pages": torch.zeros(12, 3, 4, 8).half()}, "v_pages must be float32, got float16"),
         ({"v_pages": torch.zeros(12, 3, 4, 9)}, r"v_pages must .*shape of k_pages.*got \[12, 3, 4, 9\]"),
-        ({"v_pages": torch.zeros(12, 3, 8, 4).transpose(2, 3)}, "v_pages must have a contiguous last dimension"),
+        (
+            {"v_pages": torch.zeros(12, 3, 8, 4).transpose(2, 3)},
+            "v_pages must have a contiguous last dimension",
+        ),
         ({"block_table": TABLE.long()}, "block_table must be int32, got int64"),
         ({"block_table": TABLE[0]}, "block_table must have 2 or 3 dimensions, got 1"),
         ({"block_table": TABLE[:, None].expand(2, 3, 5)}, "k_pages must have one head per page"),
         ({"seq_lens": torch.tensor([6, 20])}, "seq_lens must be int32, got int64"),
         ({"seq_lens": torch.tensor([6, 20, 5]).int()}, r"seq_lens must be \[B\].*got \[3\]"),
-        ({"seq_lens": torch.tensor([6, 21]).int()}, r"seq_lens must be 0\.\.20 \(pages \* page size\), got .*21"),
-        ({"seq_lens": torch.tensor([-1, 20]).int()}, r"seq_lens must be 0\.\.20 \(pages \* page size\), got .*-1"),
+        (
+            {"seq_lens": torch.tensor([6, 21]).int()},
+            r"seq_lens must be 0\.\.20 \(pages \* page size\), got .*21",
+        ),
+        (
+            {"seq_lens": torch.tensor([-1, 20]).int()},
+            r"seq_lens must be 0\.\.20 \(pages \* page size\), got .*-1",
+        ),
         ({"seq_lens": torch.tensor([3, 20]).int()}, "seq_lens must count the 4 new tokens"),
         ({"block_table": TABLE + 8}, r"block_table entries must be 0\.\.11 for pages in use"),
         ({"block_table": TABLE - 8}, r"block_table entries must be 0\.\.11 for pages in use"),

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tokops import _native
 from tokops.attention import threshold_positions, topk_positions
 
@@ -42,7 +41,9 @@ def kinds(length):
         "normal": x,
         "rounded": np.round(x),
         "all equal": np.full(length, 3.5, np.float32),
-        "all equal but two": np.where((rising == length - 1) | (rising == length // 3), 4.0, 3.5).astype(np.float32),
+        "all equal but two": np.where((rising == length - 1) | (rising == length // 3), 4.0, 3.5).astype(
+            np.float32
+        ),
         "rising": rising,
         "falling": -rising,
         "zeros of both signs": np.where(rising % 3 == 0, -0.0, 0.0).astype(np.float32),
@@ -80,8 +81,12 @@ def test_per_row_lens_and_k(device, length):
 def test_scores_behind_a_row_are_not_read_as_its_own(device):
     scores = torch.zeros(3, 6000)
     scores[:, 5000:] = 9.0
-    check(topk_positions(scores.to(device), torch.tensor([5000, 17, 0], device=device).int(), 40), scores,
-          [5000, 17, 0], [40] * 3)
+    check(
+        topk_positions(scores.to(device), torch.tensor([5000, 17, 0], device=device).int(), 40),
+        scores,
+        [5000, 17, 0],
+        [40] * 3,
+    )
 
 
 @pytest.mark.parametrize("length", [12, 5003])
@@ -108,7 +113,11 @@ def test_threshold_with_infinite_scores(device):
 def test_strided_views(device):
     base = torch.randn(7, 4, 600)
     lens = torch.arange(0, 560, 20).view(7, 4).int()
-    for scores, n in ((base.transpose(0, 1), lens.t()), (base[:, :, 1::2], None), (base[:, :1].expand(7, 4, 600), lens)):
+    for scores, n in (
+        (base.transpose(0, 1), lens.t()),
+        (base[:, :, 1::2], None),
+        (base[:, :1].expand(7, 4, 600), lens),
+    ):
         host = [scores.shape[-1]] * 28 if n is None else n.flatten().tolist()
         got = topk_positions(scores.to(device), None if n is None else n.to(device), 50)
         check(got, scores, host, [50] * 28)
@@ -138,7 +147,8 @@ FLOAT32 = st.floats(width=32, allow_subnormal=True)
 
 @settings(max_examples=150, deadline=None)
 @given(
-    row=st.lists(FLOAT32, max_size=70) | st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, NAN, INF, -INF]), max_size=70),
+    row=st.lists(FLOAT32, max_size=70)
+    | st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, NAN, INF, -INF]), max_size=70),
     k=st.integers(0, 75),
     cut=st.integers(0, 70),
     threshold=FLOAT32,
@@ -161,7 +171,12 @@ def test_any_row(row, k, cut, threshold):
 )
 def test_any_long_row(seed, length, levels, share, order):
     row = np.random.default_rng(seed).integers(0, levels, length).astype(np.float32) - levels // 2
-    row = {"random": row, "sorted": np.sort(row), "reversed": -np.sort(-row), "blocks": np.repeat(row, 64)[:length]}[order]
+    row = {
+        "random": row,
+        "sorted": np.sort(row),
+        "reversed": -np.sort(-row),
+        "blocks": np.repeat(row, 64)[:length],
+    }[order]
     k = int(share**3 * length)
     scores = torch.from_numpy(row)
     check(topk_positions(scores, None, k), scores, [length], [k])
@@ -230,7 +245,8 @@ def test_bad_arguments_of_threshold(threshold, cap, message):
 def test_arguments_on_two_devices_are_refused():
     with pytest.raises(RuntimeError, match="lens must be on"):
         torch.ops.tokops.topk_positions.default(
-            torch.zeros(2, 8), torch.zeros(2, dtype=torch.int32, device="meta"), None, 2)
+            torch.zeros(2, 8), torch.zeros(2, dtype=torch.int32, device="meta"), None, 2
+        )
 
 
 def test_the_oracle_itself():

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tokops import _native
 from tokops.attention import vote_scores
 
@@ -91,7 +90,11 @@ def test_strided_and_empty(device):
     check(base.permute(0, 3, 1, 2), 2, "soft_max", device)
     check(base.permute(0, 3, 1, 2)[..., ::2], 3, "soft_vote", device)
     for shape in ((0, 1, 4, 9), (1, 0, 4, 9), (2, 1, 4, 0)):
-        assert vote_scores(torch.zeros(shape, device=device), 2, "soft_max").shape == (*shape[:2], 2, shape[3])
+        assert vote_scores(torch.zeros(shape, device=device), 2, "soft_max").shape == (
+            *shape[:2],
+            2,
+            shape[3],
+        )
 
 
 @settings(max_examples=60, deadline=None)
@@ -101,7 +104,9 @@ def test_a_shift_of_a_head_changes_nothing(seed, length, scale):
     scores = (torch.randn(1, 1, 4, length, generator=gen) * scale).round(decimals=2)
     shifted = scores + torch.tensor([0.0, 4.0, -16.0, 64.0])[:, None]
     for kind in ("soft_vote", "soft_max"):
-        torch.testing.assert_close(vote_scores(shifted, 2, kind), vote_scores(scores, 2, kind), rtol=2e-4, atol=1e-9)
+        torch.testing.assert_close(
+            vote_scores(shifted, 2, kind), vote_scores(scores, 2, kind), rtol=2e-4, atol=1e-9
+        )
 
 
 def test_kernel_and_reference_agree(device):
@@ -109,7 +114,9 @@ def test_kernel_and_reference_agree(device):
     scores[..., ::3] = -INF
     for kind in ("soft_vote", "soft_max"):
         got = torch.ops.tokops.vote_scores.default(scores, 4, kind)
-        torch.testing.assert_close(got, _native.declared["vote_scores"](scores, 4, kind), rtol=5e-6, atol=1e-9)
+        torch.testing.assert_close(
+            got, _native.declared["vote_scores"](scores, 4, kind), rtol=5e-6, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize(

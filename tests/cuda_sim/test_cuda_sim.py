@@ -6,19 +6,18 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-import build
 import pytest
-
+import sim_build
 from tokops._native import declared
 
 SEEDS = range(5)
 
 
 def _suite(library: str, seed: int) -> dict:
-    """What suite.py printed under one schedule: kernels, the error of each case by op, and how the process ended."""
+    """What suite.py printed under one schedule: kernels, errors by op and case, where it died."""
     done = subprocess.run(
-        [sys.executable, str(build.HERE / "suite.py"), library, "--seed", str(seed)],
-        env=build.environment(sanitized=True), capture_output=True, text=True, timeout=900,
+        [sys.executable, str(sim_build.HERE / "suite.py"), library, "--seed", str(seed)],
+        env=sim_build.environment(sanitized=True), capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     result = {"kernels": [], "cases": {}, "died": None}
@@ -37,7 +36,7 @@ def _suite(library: str, seed: int) -> dict:
 @pytest.fixture(scope="module")
 def results() -> dict[int, dict]:
     """The suite under every schedule, as many processes at a time as there are cores."""
-    library = str(build.library(sanitized=True))
+    library = str(sim_build.op_library(sanitized=True))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(SEEDS, pool.map(lambda seed: _suite(library, seed), SEEDS), strict=True))
 
@@ -51,8 +50,8 @@ def test_kernel_matches_reference(results, seed, op):
     assert not died or died[0] != op, f"the process died in {died[1]}:\n{died[2]}"
     if op not in result["kernels"]:
         assert not died or result["kernels"], died[2]
-        missing = ", ".join(f"{b.relative_to(build.ROOT)}" for b in build.sources()[2])
-        pytest.skip(f"no CUDA kernel of {op} yet: bindings without a .cu are {missing or 'none; it has no binding'}")
+        lacking = [str(b.relative_to(sim_build.ROOT)) for b in sim_build.sources()[2]]
+        pytest.skip(f"{op} has no CUDA kernel; bindings without a .cu: {', '.join(lacking) or 'none'}")
     cases = result["cases"].get(op, {})
     if not cases and died:
         pytest.fail(f"did not run: the process died before, in {died[0]} {died[1]}")

@@ -15,16 +15,22 @@ MOST_PARTS = 64
 
 
 def _check(outs, lses):
-    refuse_unless(len(outs) > 0 and len(outs) == len(lses), "merge_states",
-                  f"outs and lses must be as many, at least 1, got {len(outs)} and {len(lses)}")
+    refuse_unless(
+        len(outs) > 0 and len(outs) == len(lses),
+        "merge_states",
+        f"outs and lses must be as many, at least 1, got {len(outs)} and {len(lses)}",
+    )
     refuse_unless(len(outs) <= MOST_PARTS, "merge_states", f"at most {MOST_PARTS} parts, got {len(outs)}")
     first = outs[0]
     refuse_unless(first.dim() >= 1, "merge_states", "outs must have at least 1 dimension")
     for out, lse in zip(outs, lses, strict=True):
         check_tensor("merge_states", "outs", out, first.dim(), FLOATS, first)
         check_shape("merge_states", "outs", out, first.shape, "all one shape")
-        refuse_unless(out.dtype == first.dtype, "merge_states",
-                      f"outs must share a dtype, got {str(first.dtype)[6:]} and {str(out.dtype)[6:]}")
+        refuse_unless(
+            out.dtype == first.dtype,
+            "merge_states",
+            f"outs must share a dtype, got {str(first.dtype)[6:]} and {str(out.dtype)[6:]}",
+        )
         check_tensor("merge_states", "lses", lse, first.dim() - 1, (torch.float32,), first)
         check_shape("merge_states", "lses", lse, first.shape[:-1], "outs' shape without its last axis")
 
@@ -56,7 +62,7 @@ def merge_states(outs: Sequence[Tensor] | Tensor, lses: Sequence[Tensor] | Tenso
     Args:
         outs: results ``[..., D]`` of one shape and dtype (float32, bfloat16, float16), a sequence or stacked
             along a leading axis.
-        lses: their ``[...]`` float32 natural-log normalisers; -inf marks an empty part, whose result is ignored.
+        lses: their ``[...]`` float32 natural-log normalisers; -inf marks an empty part: its result is ignored.
 
     Returns:
         ``out [..., D]`` in the dtype of ``outs`` and ``lse [...]`` float32; 0 and -inf where all are empty.

@@ -16,8 +16,11 @@ def _check_pools(op_name, k_pages, v_pages, block_table, seq_lens):
     heads = logical.check_pages(op_name, k_pages, "k_pages", block_table, seq_lens, block_table.shape[0])
     check_tensor(op_name, "v_pages", v_pages, 4, (k_pages.dtype,), k_pages)
     check_shape(op_name, "v_pages", v_pages, k_pages.shape, "the shape of k_pages")
-    refuse_unless(v_pages.stride(-1) == 1 or v_pages.shape[-1] <= 1, op_name,
-                  "v_pages must have a contiguous last dimension")
+    refuse_unless(
+        v_pages.stride(-1) == 1 or v_pages.shape[-1] <= 1,
+        op_name,
+        "v_pages must have a contiguous last dimension",
+    )
     return heads
 
 
@@ -42,14 +45,19 @@ def _slots(pages, block_table, heads, positions):
     table = block_table if block_table.dim() == 3 else block_table[:, None].expand(-1, heads, -1)
     size = pages.shape[2]
     page = torch.gather(table.long(), 2, positions // size)
-    head = torch.arange(heads, device=pages.device) if pages.shape[1] == heads else torch.zeros(
-        heads, dtype=torch.long, device=pages.device
+    head = (
+        torch.arange(heads, device=pages.device)
+        if pages.shape[1] == heads
+        else torch.zeros(heads, dtype=torch.long, device=pages.device)
     )
     return page, head[None, :, None].expand_as(page), positions % size
 
 
-@op("paged_append(Tensor(a!) k_pages, Tensor(b!) v_pages, Tensor block_table, Tensor seq_lens, Tensor k, Tensor v, "
-    "*, Tensor? q_lens=None) -> ()", tags=(torch.Tag.needs_exact_strides,))
+@op(
+    "paged_append(Tensor(a!) k_pages, Tensor(b!) v_pages, Tensor block_table, Tensor seq_lens, Tensor k, "
+    "Tensor v, *, Tensor? q_lens=None) -> ()",
+    tags=(torch.Tag.needs_exact_strides,),
+)
 def append_reference(k_pages, v_pages, block_table, seq_lens, k, v, *, q_lens=None):
     """The definition: one indexed assignment per pool."""
     heads = _check_append(k_pages, v_pages, block_table, seq_lens, k, v, q_lens)
@@ -102,12 +110,20 @@ def paged_append(
 def _check_gather(k_pages, v_pages, block_table, base, rows, counts):
     if block_table.dim() in (2, 3):
         check_tensor("paged_gather_rows", "base", base, block_table.dim() - 1, logical.INT, block_table)
-        check_shape("paged_gather_rows", "base", base, block_table.shape[:-1],
-                    "block_table's shape without its last axis")
+        check_shape(
+            "paged_gather_rows",
+            "base",
+            base,
+            block_table.shape[:-1],
+            "block_table's shape without its last axis",
+        )
     heads = _check_pools("paged_gather_rows", k_pages, v_pages, block_table, base)
     check_tensor("paged_gather_rows", "rows", rows, 2, logical.INT, k_pages)
-    refuse_unless(rows.shape[0] == block_table.shape[0], "paged_gather_rows",
-                  f"rows must be [B, n] with B {block_table.shape[0]}, got {list(rows.shape)}")
+    refuse_unless(
+        rows.shape[0] == block_table.shape[0],
+        "paged_gather_rows",
+        f"rows must be [B, n] with B {block_table.shape[0]}, got {list(rows.shape)}",
+    )
     if counts is not None:
         check_tensor("paged_gather_rows", "counts", counts, 1, logical.INT, k_pages)
         check_shape("paged_gather_rows", "counts", counts, rows.shape[:1], "[B]")
@@ -120,7 +136,9 @@ def _check_gather_values(k_pages, block_table, base, rows, counts):
     n = rows.shape[1]
     if counts is None:
         counts = torch.full_like(rows[:, 0], n) if n else rows.new_zeros(rows.shape[0])
-    refuse_unless(bool(((counts >= 0) & (counts <= n)).all()), name, f"counts must be 0..{n}, got {counts.tolist()}")
+    refuse_unless(
+        bool(((counts >= 0) & (counts <= n)).all()), name, f"counts must be 0..{n}, got {counts.tolist()}"
+    )
     live = torch.arange(n, device=rows.device) < counts[:, None]
     rising = (rows >= torch.arange(n, device=rows.device)) & (
         torch.nn.functional.pad(rows, (1, 0), value=-1)[:, :-1] < rows
@@ -133,8 +151,11 @@ def _check_gather_values(k_pages, block_table, base, rows, counts):
     logical.check_values(name, k_pages, block_table, (end if block_table.dim() == 3 else end[:, 0]).int())
 
 
-@op("paged_gather_rows(Tensor(a!) k_pages, Tensor(b!) v_pages, Tensor block_table, Tensor base, Tensor rows, "
-    "*, Tensor? counts=None) -> ()", tags=(torch.Tag.needs_exact_strides,))
+@op(
+    "paged_gather_rows(Tensor(a!) k_pages, Tensor(b!) v_pages, Tensor block_table, Tensor base, Tensor rows, "
+    "*, Tensor? counts=None) -> ()",
+    tags=(torch.Tag.needs_exact_strides,),
+)
 def gather_reference(k_pages, v_pages, block_table, base, rows, *, counts=None):
     """The definition: read all kept rows, then write them."""
     heads = _check_gather(k_pages, v_pages, block_table, base, rows, counts)
@@ -190,14 +211,18 @@ def paged_gather_rows(
 def _case_pools(gen, batch, heads, size, pages, d, dtype, per_head):
     """Pools, and a table whose entries are all different."""
     rows = (batch, heads, pages) if per_head else (batch, pages)
-    table = torch.randperm(batch * pages * (heads if per_head else 1) + 2, generator=gen)[:-2].view(rows).int()
+    table = (
+        torch.randperm(batch * pages * (heads if per_head else 1) + 2, generator=gen)[:-2].view(rows).int()
+    )
     shape = (table.numel() + 2, 1 if per_head else heads, size, d)
     return *(torch.randn(shape, generator=gen).to(dtype) for _ in range(2)), table
 
 
 def _case_rows(gen, batch, heads, capacity, n, per_head):
     """Lengths that leave room for n rows, and row counts 0..n."""
-    lens = torch.randint(n, capacity + 1, (batch, heads) if per_head else (batch,), generator=gen, dtype=torch.int32)
+    lens = torch.randint(
+        n, capacity + 1, (batch, heads) if per_head else (batch,), generator=gen, dtype=torch.int32
+    )
     return lens, torch.randint(0, n + 1, (batch,), generator=gen, dtype=torch.int32)
 
 
@@ -218,7 +243,9 @@ def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
                 yield "paged_append", label, (*pools, lens, k, v), {}
                 yield "paged_append", label + " ragged", (*pools, lens, k, v), {"q_lens": counts}
                 most = int(lens.amin())
-                kept = torch.stack([torch.randperm(most, generator=gen)[:n].sort().values for _ in range(batch)]).int()
+                kept = torch.stack(
+                    [torch.randperm(most, generator=gen)[:n].sort().values for _ in range(batch)]
+                ).int()
                 base = lens - most
                 yield "paged_gather_rows", label, (*pools, base, kept), {}
                 yield "paged_gather_rows", label + " ragged", (*pools, base, kept), {"counts": counts}

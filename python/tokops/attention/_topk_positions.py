@@ -15,7 +15,11 @@ def _check(op_name, scores, lens, k, k_max, threshold=None):
     refuse_unless(scores.dim() >= 1, op_name, "scores must have at least 1 dimension")
     check_tensor(op_name, "scores", scores, scores.dim(), (torch.float32,), scores)
     rows = scores.shape[:-1]
-    for name, x, dtype in (("lens", lens, torch.int32), ("k", k, torch.int32), ("threshold", threshold, torch.float32)):
+    for name, x, dtype in (
+        ("lens", lens, torch.int32),
+        ("k", k, torch.int32),
+        ("threshold", threshold, torch.float32),
+    ):
         if x is not None:
             check_tensor(op_name, name, x, len(rows), (dtype,), scores)
             check_shape(op_name, name, x, rows, "scores' shape without its last axis")
@@ -25,18 +29,24 @@ def _check(op_name, scores, lens, k, k_max, threshold=None):
 def _check_lens(op_name, scores, lens, k):
     if lens is not None:
         ok = (lens >= 0) & (lens <= scores.shape[-1])
-        refuse_unless(bool(ok.all()), op_name, f"lens must be 0..{scores.shape[-1]}, got {lens.flatten()[:8].tolist()}")
+        refuse_unless(
+            bool(ok.all()), op_name, f"lens must be 0..{scores.shape[-1]}, got {lens.flatten()[:8].tolist()}"
+        )
     if k is not None:
         refuse_unless(bool((k >= 0).all()), op_name, f"k must be >= 0, got {k.flatten()[:8].tolist()}")
 
 
 def _empty(scores, k_max):
-    return (scores.new_empty((*scores.shape[:-1], k_max), dtype=torch.int32),
-            scores.new_empty(scores.shape[:-1], dtype=torch.int32))
+    return (
+        scores.new_empty((*scores.shape[:-1], k_max), dtype=torch.int32),
+        scores.new_empty(scores.shape[:-1], dtype=torch.int32),
+    )
 
 
-@op("topk_positions(Tensor scores, Tensor? lens, Tensor? k, int k_max, Tensor? threshold=None)"
-    " -> (Tensor positions, Tensor counts)")
+@op(
+    "topk_positions(Tensor scores, Tensor? lens, Tensor? k, int k_max, Tensor? threshold=None)"
+    " -> (Tensor positions, Tensor counts)"
+)
 def reference(scores, lens, k, k_max, threshold=None):
     """The definition: a stable descending sort, cut at k, in ascending order of position."""
     _check("topk_positions", scores, lens, k, k_max, threshold)
@@ -82,8 +92,8 @@ def topk_positions(
         ``positions [..., k_max]`` int32, ascending, padded with -1, and ``counts [...]`` int32.
 
     Raises:
-        RuntimeError: k or lens out of range (lens and a tensor k: on the CPU, and on CUDA with TOKOPS_CHECK=1),
-            wrong dtype or shape.
+        RuntimeError: k or lens out of range (lens and a tensor k: on the CPU, and on CUDA with
+            TOKOPS_CHECK=1), wrong dtype or shape.
 
     Example:
         >>> topk_positions(torch.tensor([3.0, 9.0, 9.0, 1.0]), None, 2)[0]
@@ -106,7 +116,8 @@ def threshold_positions(
 
     Args:
         scores, lens: as in :func:`topk_positions`.
-        threshold: a float, or ``[...]`` float32 per row; a score must be strictly larger. NaN selects nothing.
+        threshold: a float, or ``[...]`` float32 per row; a score must be strictly larger. NaN selects
+            nothing.
         cap: columns of the result.
 
     Returns:
@@ -127,7 +138,12 @@ def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
     gen = torch.Generator().manual_seed(0)
     if size == "large":
         for rows, length, k in ((32, 16384, 1024), (8, 131072, 2048), (1, 1 << 20, 2048)):
-            yield "topk_positions", f"[{rows}, {length}] k {k}", (torch.randn(rows, length, generator=gen), None, None, k), {}
+            yield (
+                "topk_positions",
+                f"[{rows}, {length}] k {k}",
+                (torch.randn(rows, length, generator=gen), None, None, k),
+                {},
+            )
         return
     for length in (0, 1, 15, 17, 300, 5000):
         scores = torch.randn(2, 3, length, generator=gen)

@@ -70,7 +70,14 @@ def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
     """Inputs of the op, "small" or "large": (op, label, args, kwargs)."""
     gen = torch.Generator().manual_seed(0)
     large = [(1, 1, 32, 8, 16384), (8, 1, 32, 8, 8128)]
-    small = [(2, 1, 8, 2, 300), (1, 3, 6, 1, 17), (2, 2, 4, 4, 1), (1, 1, 4, 2, 5000), (0, 1, 4, 2, 8), (1, 1, 4, 2, 0)]
+    small = [
+        (2, 1, 8, 2, 300),
+        (1, 3, 6, 1, 17),
+        (2, 2, 4, 4, 1),
+        (1, 1, 4, 2, 5000),
+        (0, 1, 4, 2, 8),
+        (1, 1, 4, 2, 0),
+    ]
     for b, t, hq, hkv, length in large if size == "large" else small:
         scores = torch.randn(b, t, hq, length, generator=gen) * 4
         scores[torch.rand(scores.shape, generator=gen) < 0.2] = float("-inf")

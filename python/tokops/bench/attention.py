@@ -1,0 +1,233 @@
+"""The attention benchmark: shapes, floors, opponents and the bars that the ops are held to."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tokops.attention import paged_decode, paged_decode_scores, topk_positions
+
+from . import opponents
+
+
+@dataclass(frozen=True)
+class Bar:
+    """``time of against / time of ours`` has to reach ``least``.
+
+    ``against`` names an opponent, or is "floor" or "fastest torch" (the fastest dense formulation in torch).
+    """
+
+    against: str
+    least: float
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One op on one set of inputs.
+
+    Attributes:
+        ours: the call under test.
+        peers: opponents on the same inputs, by name.
+        reads: dense tensors that hold exactly what the call reads; empty where bytes are no measure.
+        fraction: part of ``reads`` that the call reads (pages of a ragged batch are not all full).
+        check: raises where ours and a peer disagree.
+    """
+
+    ours: Callable[[], object]
+    peers: dict[str, Callable[[], object]]
+    reads: tuple[Tensor, ...]
+    check: Callable[[], None]
+    fraction: float = 1.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A named workload, built when it is run, with its bars."""
+
+    label: str
+    bars: tuple[Bar, ...]
+    build: Callable[[], Workload] = field(repr=False)
+
+
+def _random(shape, dtype, device, seed):
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(shape, generator=generator, device=device).to(dtype)
+
+
+def _lengths(values, device):
+    return torch.tensor(values, dtype=torch.int32, device=device)
+
+
+def _inputs(batch, hq, hkv, d, length, dtype, device):
+    q = _random((batch, 1, hq, d), dtype, device, 1)
+    k = _random((batch, hkv, length, d), dtype, device, 2)
+    v = _random((batch, hkv, length, d), dtype, device, 3)
+    table = torch.arange(batch, dtype=torch.int32, device=device)[:, None]
+    return q, k, v, table, _lengths([length] * batch, device)
+
+
+def agree(ours: Tensor, peer: Tensor) -> None:
+    """Both within a few roundings of their dtype; a benchmark of a wrong result is worth nothing."""
+    rtol, atol = (1e-3, 2e-5) if ours.dtype == torch.float32 else (5e-2, 4e-3)
+    torch.testing.assert_close(ours.float(), peer.float(), rtol=rtol, atol=atol)
+
+
+def dense(batch, hq, hkv, d, length, dtype, device) -> Workload:
+    """Dense decode over contiguous caches."""
+    q, k, v, table, lens = _inputs(batch, hq, hkv, d, length, dtype, device)
+    ours = partial(paged_decode, q, k, v, table, lens)
+    peers = {name: partial(call, q, k, v) for name, call in opponents.DENSE.items()}
+    if opponents.has_flashinfer(q):
+        peers["flashinfer"] = opponents.flashinfer_decode(q, *_as_pages(k, v, 16), lens)
+
+    def check():
+        for call in peers.values():
+            agree(ours()[0], call())
+
+    return Workload(ours, peers, (k, v), check)
+
+
+def _as_pages(k, v, page):
+    """Contiguous caches cut into pages laid out in a shuffled order: pools and table."""
+    batch, heads, length, d = k.shape
+    pages = length // page
+    order = torch.randperm(batch * pages, generator=torch.Generator().manual_seed(4)).to(k.device)
+    pools = []
+    for x in (k, v):
+        rows = x.view(batch, heads, pages, page, d).transpose(1, 2).reshape(-1, heads, page, d)
+        pools.append(torch.empty_like(rows).index_copy_(0, order, rows))
+    return *pools, order.view(batch, pages).int()
+
+
+def ragged(batch, hq, hkv, d, longest, page, dtype, device) -> Workload:
+    """A ragged batch in scattered pages, beside one contiguous sequence of as many tokens."""
+    q, k, v, whole, _ = _inputs(batch, hq, hkv, d, longest, dtype, device)
+    lens = [1 + round(i * (longest - 1) / (batch - 1)) for i in range(batch)]
+    seq_lens, total = _lengths(lens, device), sum(lens)
+    k_pages, v_pages, table = _as_pages(k, v, page)
+    ours = partial(paged_decode, q, k_pages, v_pages, table, seq_lens)
+    one = [x.transpose(0, 1).reshape(1, hkv, -1, d)[:, :, :total] for x in (k, v)]
+    mask = (torch.arange(longest, device=device) < seq_lens[:, None])[:, None, None]
+    peers = {
+        "our contiguous": partial(paged_decode, q[:1], *one, whole[:1], _lengths([total], device)),
+        "sdpa folded": partial(opponents.sdpa_folded, q, k, v, mask),
+    }
+    if opponents.has_flashinfer(q):
+        peers["flashinfer"] = opponents.flashinfer_decode(q, k_pages, v_pages, table, seq_lens)
+
+    def check():
+        agree(ours()[0], peers["sdpa folded"]())
+
+    return Workload(ours, peers, (k_pages, v_pages), check, total / (batch * longest))
+
+
+def selected(hq, hkv, d, length, k_selected, dtype, device) -> Workload:
+    """Decode over a list per KV head, beside the dense op and a gather."""
+    q, k, v, table, lens = _inputs(1, hq, hkv, d, length, dtype, device)
+    generator = torch.Generator().manual_seed(5)
+    lists = [torch.randperm(length, generator=generator)[:k_selected].sort().values for _ in range(hkv)]
+    index = torch.stack(lists)[None].to(device)
+    positions = index[:, None].int().contiguous()
+    counts = torch.full((1, 1, hkv), k_selected, dtype=torch.int32, device=device)
+    ours = partial(paged_decode, q, k, v, table, lens, selected=positions, counts=counts)
+    peers = {
+        "our dense": partial(paged_decode, q, k, v, table, lens),
+        "gather + sdpa": partial(opponents.gathered, q, k, v, index),
+    }
+
+    def check():
+        agree(ours()[0], peers["gather + sdpa"]())
+
+    return Workload(ours, peers, (k, v), check, k_selected / length)
+
+
+def scores(hq, hkv, d, length, reduce, dtype, device) -> Workload:
+    """The dense pass that also gives its scores, beside the dense pass alone."""
+    q, k, v, table, lens = _inputs(1, hq, hkv, d, length, dtype, device)
+    ours = partial(paged_decode_scores, q, k, v, table, lens, reduce=reduce)
+    peers = {"our dense": partial(paged_decode, q, k, v, table, lens)}
+
+    def check():
+        out, _, got = ours()
+        agree(out, peers["our dense"]()[0])
+        logits = q.view(1, hkv, -1, d).float() @ k.float().transpose(-1, -2) * d**-0.5
+        want = logits.amax(2) if reduce == "max" else logits.flatten(1, 2)
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+
+    return Workload(ours, peers, (k, v), check)
+
+
+def topk(rows, length, k, device) -> Workload:
+    """Exact selection of the largest scores."""
+    values = _random((rows, length), torch.float32, device, 6)
+    lens = _lengths([length] * rows, device)
+    ours = partial(topk_positions, values, lens, k)
+    peers = {
+        "torch.topk": partial(torch.topk, values, k, -1),
+        "torch.topk unsorted": partial(torch.topk, values, k, -1, True, False),
+    }
+
+    def check():
+        want = values.topk(k).indices.sort(-1).values
+        assert torch.equal(ours()[0].long(), want), "topk_positions and torch.topk chose different sets"
+
+    return Workload(ours, peers, (values,), check)
+
+
+def _of_dtype(dtype, device, quick) -> Iterator[Case]:
+    name = "fp32" if dtype == torch.float32 else "bf16"
+    gqa = Bar("sdpa enable_gqa", 12.0 if dtype == torch.float32 else 18.0)
+    bars = (Bar("floor", 0.80), gqa, Bar("fastest torch", 3.0))
+    if device != "cpu":
+        bars = (Bar("floor", 0.60), Bar("flashinfer", 0.95))
+    yield Case(f"dense B1 32/8x128 L16384 {name}", bars, partial(dense, 1, 32, 8, 128, 16384, dtype, device))
+    for page in (64,) if quick else (16, 64):
+        yield Case(
+            f"ragged B8 32/8x128 page {page} {name}",
+            (Bar("our contiguous", 1 / 1.15),),
+            partial(ragged, 8, 32, 8, 128, 16384, page, dtype, device),
+        )
+    for hq, hkv in ((9, 3),) if quick else ((9, 3), (12, 2), (14, 2)):
+        yield Case(
+            f"dense B1 {hq}/{hkv}x64 L8128 {name}",
+            (Bar("floor", 0.75), Bar("fastest torch", 1.5)),
+            partial(dense, 1, hq, hkv, 64, 8128, dtype, device),
+        )
+    yield Case(
+        f"selected 1024 of 16384 {name}",
+        (Bar("our dense", 8.0),),
+        partial(selected, 32, 8, 128, 16384, 1024, dtype, device),
+    )
+    for reduce in ("max",) if quick else ("none", "max"):
+        yield Case(
+            f"scores {reduce} L16384 {name}",
+            (Bar("our dense", 1 / 1.25),),
+            partial(scores, 32, 8, 128, 16384, reduce, dtype, device),
+        )
+
+
+def cases(device: str = "cpu", quick: bool = False) -> Iterator[Case]:
+    """The acceptance table, one case per row and dtype.
+
+    Args:
+        device: "cpu" or "cuda".
+        quick: bfloat16 only, with one page size, one group and one reduction.
+    """
+    for dtype in (torch.bfloat16,) if quick else (torch.float32, torch.bfloat16):
+        yield from _of_dtype(dtype, device, quick)
+    yield Case(
+        "topk 1024 of [32, 16384] fp32", (Bar("torch.topk", 5.0),), partial(topk, 32, 16384, 1024, device)
+    )
+    if device != "cpu":
+        yield Case(
+            "dense B64 32/8x128 L8192 bf16",
+            (Bar("floor", 0.80), Bar("flashinfer", 0.95)),
+            partial(dense, 64, 32, 8, 128, 8192, torch.bfloat16, device),
+        )
+        yield Case(
+            "dense B1 32/8x128 L131072 bf16",
+            (Bar("floor", 0.60),),
+            partial(dense, 1, 32, 8, 128, 131072, torch.bfloat16, device),
+        )
