@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -57,7 +58,8 @@ class Overlap:
             return sum(float(table[a, layer]) for layer in layers if a < layer < b)
 
         end = layers[-1] + 1
-        best = {a: (served(a, end), (a,)) for a in layers}  # the last selecting layer, and what it serves
+        # By selecting layer: what it and those after it serve, and who they are.
+        best: dict[int, tuple[float, tuple[int, ...]]] = {a: (served(a, end), (a,)) for a in layers}
         for _ in range(again):
             best = {
                 a: max(((served(a, b) + value, (a, *rest)) for b, (value, rest) in best.items() if b > a),
@@ -112,7 +114,7 @@ class _Record(Method):
             index = torch.tensor(self.shape.full_layers)
             table[index[:, None], index] = self.sums[name] / tokens
             tables.append(table)
-        return Overlap(*tables, tokens, self.shape.full_layers)
+        return Overlap(tables[0], tables[1], tokens, self.shape.full_layers)
 
 
 @torch.no_grad()
@@ -144,9 +146,13 @@ def record_overlap(
     recorder = _Record(shape_of(model.config), budget, reduce)
     with patch(model, recorder) as run:
         for index, ids in enumerate(prompts):
-            _teacher_forced(model, run, ids, steps, progress and (lambda n, i=index: progress(
-                i * steps + n, len(prompts) * steps)))
+            before, total = index * steps, len(prompts) * steps
+            _teacher_forced(model, run, ids, steps, progress and partial(_advance, progress, before, total))
     return recorder.result()
+
+
+def _advance(progress: Progress, before: int, total: int, done: int) -> None:
+    progress(before + done, total)
 
 
 def _teacher_forced(model, run, ids, steps, progress=None):
@@ -173,7 +179,7 @@ def next_token_kl(
         method: a selecting method.
     """
     prompts = [p.view(1, -1).to(model.device) for p in prompts]
-    rows = []
+    rows: list[list[Tensor]] = []
     for methods in ((), (method,)):
         with patch(model, *methods) as run:
             rows.append([])
@@ -221,7 +227,7 @@ def calibrate(
         kl[layer] = next_token_kl(model, method, prompts, steps=steps)
     record = {
         "select_layer": select_layer,
-        "reselect_layers": [min(kl, key=kl.get) if kl else ranking[0][0]],
+        "reselect_layers": [min(kl, key=kl.__getitem__) if kl else ranking[0][0]],
         "metric": metric,
         "recall": {str(layer): round(value, 6) for layer, value in sorted(ranking)},
         "kl": {str(layer): round(value, 6) for layer, value in sorted(kl.items())},
