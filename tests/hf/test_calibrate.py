@@ -9,7 +9,7 @@ from tiny_models import build
 
 import tokops
 from tokops.hf.calibrate import Overlap, calibrate, next_token_kl, next_token_kls, record_overlap
-from tokops.hf.families import shape_of
+from tokops.hf.families import digest, shape_of
 from tokops.methods import TidalDecode, _calibration
 
 
@@ -127,6 +127,20 @@ def test_records_of_one_configuration_are_told_apart_by_name(model, tmp_path):
     (tmp_path / f"{shape.digest}.json").write_text(json.dumps({"one": {"select_layer": 2}}))
     with pytest.raises(ValueError, match="is not a calibration file"):
         _calibration.load(shape, tmp_path)
+
+
+def test_the_digest_is_of_what_shapes_the_computation(model):
+    from transformers import LlamaConfig
+
+    def changed(**changes):
+        return digest(LlamaConfig(**{**model.config.to_dict(), **changes}))
+
+    same = digest(model.config)
+    assert same == changed() == changed(use_cache=False, initializer_range=0.5, eos_token_id=7, a_later_field=3)
+    assert same == changed(_name_or_path="elsewhere", dtype="bfloat16", pretraining_tp=1, id2label={0: "x"})
+    others = [changed(num_hidden_layers=3), changed(head_dim=32), changed(rms_norm_eps=1e-3),
+              changed(rope_parameters={"rope_theta": 5e5, "rope_type": "default"})]
+    assert len({same, *others}) == 5
 
 
 def test_refuses_prompts_that_tell_nothing(model, prompts):
