@@ -36,9 +36,11 @@ def _load(name: str, dtype: str):
         from tokops.hf.model import ModelError, load_smollm2
 
         try:
-            return load_smollm2(DTYPES[dtype])
+            model, tokenizer = load_smollm2(DTYPES[dtype])
         except ModelError as error:
             raise typer.BadParameter(str(error)) from error
+        model.config._name_or_path = "SmolLM2-135M-Instruct"  # the record is kept by name, not by a cache folder's
+        return model, tokenizer
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:

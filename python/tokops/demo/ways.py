@@ -37,7 +37,7 @@ class Way:
 
     def attach(self, cache: Cache) -> None:
         """Go on with a cache that another way of ours has filled; there is not memory for one each."""
-        cache.state.plan = self.new_cache(0).state.plan
+        self.run.adopt(cache)
 
     def bytes_read(self, context: Context, room: int) -> float:
         """Bytes of cache that attention reads for one decoded token after the document.
