@@ -332,8 +332,9 @@ def _small_cases() -> Iterator[tuple[str, inputs.Paged]]:
     yield "strided pools", x
     x = inputs.paged(7, lens=[90, 33])
     x.q[0, 0, 0, 0] = float("nan")
-    x.k_pages[x.block_table[1, 0].item(), 0, 3, 5] = float("nan")
-    x.v_pages[x.block_table[1, 0].item(), 0, 3, 5] = float("inf")
+    page = int(x.block_table[1, 0])
+    x.k_pages[page, 0, 3, 5] = float("nan")
+    x.v_pages[page, 0, 3, 5] = float("inf")
     yield "NaN in q and k", x
 
 

@@ -52,7 +52,7 @@ def paged(
         less = torch.arange(heads, dtype=torch.int32) * 3
         length = torch.where(length[:, None] > 0, (length[:, None] - less).clamp_min(rows), 0).int()
     q = torch.randn(batch, rows, heads * group, dim, generator=g).to(dtype)
-    return Paged(*(x.to(device) for x in (q, k, v, table, length)))
+    return Paged(q.to(device), k.to(device), v.to(device), table.to(device), length.to(device))
 
 
 def selection(
