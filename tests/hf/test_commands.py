@@ -13,6 +13,8 @@ from tokops.cli import build
 from tokops.commands import bench, calibrate
 from tokops.demo import plan as plans
 from tokops.hf import model as real
+from tokops.hf.families import shape_of
+from tokops.methods import TidalDecode, _calibration
 
 SMALL = {
     "vocab_size": 300,
@@ -207,3 +209,26 @@ def test_bench_refuses(arguments, words):
     found = invoke("bench", "attention", *arguments)
     assert found.exit_code == 2
     assert words in " ".join(found.output.replace("│", " ").split())
+
+
+def test_the_layer_of_the_demo_model_is_shipped():
+    """What `tokops calibrate smollm2 --prompts 16 --candidates 5` found; it beats its neighbours."""
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        head_dim=64,
+        max_position_embeddings=8192,
+        rms_norm_eps=9.999999747378752e-06,  # 1e-5 rounded to float32, as the model file has it
+        tie_word_embeddings=True,
+        rope_parameters={"rope_theta": 100000.0, "rope_type": "default"},
+    )
+    shape = shape_of(config)
+    layer = TidalDecode().resolve(shape).reselect_layer
+    record = _calibration.load(shape)
+    assert record["reselect_layers"] == [layer]
+    assert record["recall"][str(layer)] > max(record["recall"][str(layer + step)] for step in (-1, 1))
+    assert record["kl"][str(layer)] == min(record["kl"].values())

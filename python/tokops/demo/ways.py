@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from transformers import Cache, PreTrainedModel
@@ -66,7 +67,7 @@ def stock_ways(model: PreTrainedModel) -> list[Way]:
         own = twin(model)
         if name == PACKED:
             baselines.use_packed_attention(own)
-        ways.append(Way(name, own, lambda room, own=own, build=build: build(own, room)))
+        ways.append(Way(name, own, partial(build, own)))
     return ways
 
 
