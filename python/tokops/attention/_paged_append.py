@@ -102,7 +102,7 @@ def paged_append(
     Raises:
         RuntimeError: wrong shape, dtype, device or range, naming the argument.
     """
-    if checked() and k_pages.is_cuda:
+    if k_pages.is_cuda and checked():
         _check_append_values(k_pages, block_table, seq_lens, q_lens, k.shape[1])
     torch.ops.tokops.paged_append.default(k_pages, v_pages, block_table, seq_lens, k, v, q_lens=q_lens)
 
@@ -203,7 +203,7 @@ def paged_gather_rows(
     Raises:
         RuntimeError: wrong shape, dtype, device or range, naming the argument.
     """
-    if checked() and k_pages.is_cuda:
+    if k_pages.is_cuda and checked():
         _check_gather_values(k_pages, block_table, base, rows, counts)
     torch.ops.tokops.paged_gather_rows.default(k_pages, v_pages, block_table, base, rows, counts=counts)
 

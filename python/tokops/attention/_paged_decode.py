@@ -255,7 +255,7 @@ def paged_decode(
     if selected is not None and selected.dim() == 3:
         selected = selected[:, None]
         counts = counts[:, None] if counts is not None and counts.dim() == 2 else counts
-    if checked() and q.is_cuda:
+    if q.is_cuda and checked():
         _check_values("paged_decode", q, k_pages, block_table, seq_lens, q_lens, starts, selected, counts)
     return torch.ops.tokops.paged_decode.default(
         q, k_pages, v_pages, block_table, seq_lens, q_lens=q_lens, starts=starts, scale=scale,
@@ -293,7 +293,7 @@ def paged_decode_scores(
     Returns:
         ``out``, ``lse`` and ``scores`` as :func:`paged_scores` gives them (before softcap and log_gamma).
     """
-    if checked() and q.is_cuda:
+    if q.is_cuda and checked():
         _check_values("paged_decode_scores", q, k_pages, block_table, seq_lens, q_lens, starts, None, None)
     out, lse, scores = torch.ops.tokops.paged_decode_scores.default(
         q, k_pages, v_pages, block_table, seq_lens, q_lens=q_lens, starts=starts, scale=scale,

@@ -96,7 +96,7 @@ def paged_scores(
         keep = torch.zeros(*channels.shape[:-1], d, dtype=torch.bool, device=q.device)
         q = q.masked_fill(~keep.scatter_(-1, channels.long(), True), 0)
         scale = d**-0.5 if scale is None else scale
-    if checked() and q.is_cuda:
+    if q.is_cuda and checked():
         logical.check_values("paged_scores", k_pages, block_table, seq_lens, q_lens, starts, q.shape[1])
     scores = torch.ops.tokops.paged_scores.default(
         q, k_pages, block_table, seq_lens, q_lens=q_lens, starts=starts, ancestors=ancestors, window=window,

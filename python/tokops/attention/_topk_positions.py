@@ -104,7 +104,7 @@ def topk_positions(
         rows = k
     else:
         rows, k_max = None, k if k_max is None else min(k, k_max) if k >= 0 else k
-    if checked() and scores.is_cuda:
+    if scores.is_cuda and checked():
         _check_lens("topk_positions", scores, lens, rows)
     return torch.ops.tokops.topk_positions.default(scores, lens, rows, k_max)
 
@@ -128,7 +128,7 @@ def threshold_positions(
     """
     if not isinstance(threshold, Tensor):
         threshold = scores.new_full(scores.shape[:-1], threshold, dtype=torch.float32)
-    if checked() and scores.is_cuda:
+    if scores.is_cuda and checked():
         _check_lens("topk_positions", scores, lens, None)
     return torch.ops.tokops.topk_positions.default(scores, lens, None, cap, threshold)
 

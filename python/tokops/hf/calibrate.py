@@ -51,7 +51,9 @@ class Overlap:
         table = getattr(self, metric)
         layers = [layer for layer in self.layers if layer >= select_layer]
         if again >= len(layers) or layers[0] != select_layer:
-            raise ValueError(f"no chain of {again + 1} selecting layers from layer {select_layer} among {self.layers}")
+            raise ValueError(
+                f"no chain of {again + 1} selecting layers from layer {select_layer} among {self.layers}"
+            )
 
         def served(a, b):
             return sum(float(table[a, layer]) for layer in layers if a < layer < b)
@@ -117,7 +119,12 @@ class _Record(Method):
 
 @torch.no_grad()
 def record_overlap(
-    model, prompts: Iterable[Tensor], *, budget: int = 256, steps: int = 8, reduce: str = "soft_max",
+    model,
+    prompts: Iterable[Tensor],
+    *,
+    budget: int = 256,
+    steps: int = 8,
+    reduce: str = "soft_max",
     progress: Progress | None = None,
 ) -> Overlap:
     """Decode densely and measure how layers' choices serve each other.
@@ -144,8 +151,13 @@ def record_overlap(
     recorder = _Record(shape_of(model.config), budget, reduce)
     with patch(model, recorder) as run:
         for index, ids in enumerate(prompts):
-            _teacher_forced(model, run, ids, steps, progress and (lambda n, i=index: progress(
-                i * steps + n, len(prompts) * steps)))
+            _teacher_forced(
+                model,
+                run,
+                ids,
+                steps,
+                progress and (lambda n, i=index: progress(i * steps + n, len(prompts) * steps)),
+            )
     return recorder.result()
 
 
@@ -161,7 +173,7 @@ def _decode(model, cache, ids, steps, progress=None):
     rows = []
     for n in range(steps):
         at = ids.shape[1] - steps + n
-        rows.append(model(input_ids=ids[:, at:at + 1], past_key_values=cache).logits[0, -1].float())
+        rows.append(model(input_ids=ids[:, at : at + 1], past_key_values=cache).logits[0, -1].float())
         if progress:
             progress(n + 1)
     return torch.stack(rows)
@@ -181,7 +193,12 @@ def next_token_kl(
 
 @torch.no_grad()
 def next_token_kls(
-    model, methods: Sequence[Method], prompts: Iterable[Tensor], *, steps: int = 8, progress: Progress | None = None
+    model,
+    methods: Sequence[Method],
+    prompts: Iterable[Tensor],
+    *,
+    steps: int = 8,
+    progress: Progress | None = None,
 ) -> list[float]:
     """:func:`next_token_kl` of several methods; every prompt is read once for all of them."""
     prompts = [p.view(1, -1).to(model.device) for p in prompts]
@@ -207,8 +224,17 @@ def next_token_kls(
 
 
 def calibrate(
-    model, prompts: Sequence[Tensor], *, budget: int = 256, steps: int = 8, select_layer: int = 2, candidates: int = 4,
-    metric: str = "mass", progress: Progress | None = None, folder=None, save: bool = True,
+    model,
+    prompts: Sequence[Tensor],
+    *,
+    budget: int = 256,
+    steps: int = 8,
+    select_layer: int = 2,
+    candidates: int = 4,
+    metric: str = "mass",
+    progress: Progress | None = None,
+    folder=None,
+    save: bool = True,
 ) -> dict:
     """Find the reselection layer of a model for :class:`tokops.methods.TidalDecode`, and remember it.
 
@@ -229,8 +255,10 @@ def calibrate(
     """
     shape = shape_of(model.config)
     if select_layer not in shape.full_layers:
-        raise ValueError(f"layer {select_layer} has a sliding window and cannot select; full-attention layers: "
-                         f"{', '.join(map(str, shape.full_layers)) or 'none'}")
+        raise ValueError(
+            f"layer {select_layer} has a sliding window and cannot select; full-attention layers: "
+            f"{', '.join(map(str, shape.full_layers)) or 'none'}"
+        )
     later = sum(layer > select_layer for layer in shape.full_layers)
     if not later:
         raise ValueError(f"no full-attention layer comes after layer {select_layer}")
@@ -238,16 +266,24 @@ def calibrate(
     once = len(prompts) * steps
     total = once * (2 + tried if tried else 1)
     found = record_overlap(
-        model, prompts, budget=budget, steps=steps, progress=progress and (lambda done, _: progress(done, total))
+        model,
+        prompts,
+        budget=budget,
+        steps=steps,
+        progress=progress and (lambda done, _: progress(done, total)),
     )
     ranking = found.ranking(select_layer, metric)
     layers = [layer for layer, _ in ranking[:tried]]
     dense = tuple(range(min(2, select_layer)))
     methods = [
-        TidalDecode(budget=budget, select_layer=select_layer, reselect_layer=layer, dense_layers=dense) for layer in layers
+        TidalDecode(budget=budget, select_layer=select_layer, reselect_layer=layer, dense_layers=dense)
+        for layer in layers
     ]
     measured = next_token_kls(
-        model, methods, prompts if methods else [], steps=steps,
+        model,
+        methods,
+        prompts if methods else [],
+        steps=steps,
         progress=progress and (lambda done, _: progress(once + done, total)),
     )
     kl = dict(zip(layers, measured, strict=True))
