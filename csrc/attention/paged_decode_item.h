@@ -172,7 +172,10 @@ class Item {
         j += run;
       }
     }
-    for (int j = n; j < kTile && n > 0; ++j) x.k[j] = x.k[n - 1];  // readable rows to fill up blocks
+    for (int j = n; j < kTile && n > 0; ++j) {  // readable rows to fill up blocks
+      x.k[j] = x.k[n - 1];
+      x.v[j] = x.v[n - 1];
+    }
   }
 
   bool all_seen(int first, int last) const {
@@ -187,19 +190,20 @@ class Item {
     return first > top - p_.window;
   }
 
-  // Prefetches key i of a tile and its value.
-  void call(const Rows<T>& x, int i) const {
-    for (int c = 0; c < p_.D; c += int(64 / sizeof(T))) {
-      __builtin_prefetch(x.k[i] + c, 0, 2);
-      if (p_.v) __builtin_prefetch(x.v[i] + c, 0, 2);
-    }
+  // Prefetches a block of keys of a tile and their values.
+  void call(const Rows<T>& x, int j) const {
+    for (int c = 0; c < p_.D; c += int(64 / sizeof(T)))
+      for (int i = 0; i < kKeyBlock; ++i) __builtin_prefetch(x.k[j + i] + c, 0, 2);
+    if (!p_.v) return;
+    for (int c = 0; c < p_.D; c += int(64 / sizeof(T)))
+      for (int i = 0; i < kKeyBlock; ++i) __builtin_prefetch(x.v[j + i] + c, 0, 2);
   }
 
   // s = scale * q . k, sane, and -inf where a row does not see a key.
   // Meanwhile the rows of the next tile are called into the cache.
   void score(int n, const Rows<T>& next) {
     for (int j = 0; j < n; j += kKeyBlock) {
-      for (int i = j; i < j + kKeyBlock && i < next.n; ++i) call(next, i);
+      if (j < next.n) call(next, j);
       if (tiles_) continue;
       const float* k[kKeyBlock];
       for (int i = 0; i < kKeyBlock; ++i) k[i] = as_floats(tile_->k[j + i], p_.D, dim4_, x_.keys + i * dim4_);

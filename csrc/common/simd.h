@@ -84,10 +84,9 @@ inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT)}; }
-// 2^n for integral n in [-126, 127].
-inline Vec exp2i(Vec n) {
-  return {_mm512_castsi512_ps(
-      _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23))};
+// x < floor ? 0 : y * 2^n for integral n in [-126, 127].
+inline Vec scale_or_zero(Vec y, Vec n, Vec x, Vec floor) {
+  return {_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x.v, floor.v, _CMP_NLT_UQ), y.v, n.v)};
 }
 // a < limit ? b : c, lane by lane.
 inline Vec select_less(Vec a, Vec limit, Vec b, Vec c) {
@@ -227,6 +226,11 @@ inline void store_group_sums(float* out, int, Vec a, Vec b, Vec c, Vec d) {
 }
 #endif
 
+#if !defined(__AVX512F__)
+// x < floor ? 0 : y * 2^n for integral n in [-126, 127].
+inline Vec scale_or_zero(Vec y, Vec n, Vec x, Vec floor) { return select_less(x, floor, zero(), y * exp2i(n)); }
+#endif
+
 // The first n < Vec::width elements, zeros behind them.
 template <class T>
 inline Vec load_first(const T* p, int n) {
@@ -249,7 +253,7 @@ inline Vec exp_nonpositive(Vec x) {
   y = fma(y, r, splat(1.6666665459e-1f));
   y = fma(y, r, splat(5.0000001201e-1f));
   y = fma(y, r * r, r + splat(1.f));
-  return select_less(x, floor, zero(), y * exp2i(n));
+  return scale_or_zero(y, n, x, floor);
 }
 
 }  // namespace

@@ -74,6 +74,19 @@ class Run:
         if cache.state.plan is not self._plan:
             raise ValueError("this cache belongs to another tokops.patch; make one with run.new_cache()")
 
+    def adopt(self, cache: PagedCache) -> None:
+        """Take over a cache that another run of the same model has filled: from now on this run's methods read it.
+
+        Args:
+            cache: made by ``new_cache()`` of the other run.
+
+        Raises:
+            TypeError: not a tokops cache.
+        """
+        if not isinstance(cache, PagedCache):
+            raise TypeError(f"only a tokops cache can be taken over, got {type(cache).__name__}")
+        cache.state.plan = self._plan
+
     def _before_forward(self, module, args, kwargs):
         for name in ("output_attentions",):
             if kwargs.get(name) or getattr(module.config, name, False):
