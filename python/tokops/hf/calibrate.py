@@ -146,7 +146,8 @@ def record_overlap(
     shortest = min(p.shape[1] for p in prompts)
     if shortest - steps <= budget:
         raise ValueError(
-            f"calibration needs prompts longer than budget + steps = {budget + steps} tokens, the shortest has {shortest}"
+            f"calibration needs prompts longer than budget + steps = {budget + steps} tokens, "
+            f"the shortest has {shortest}"
         )
     recorder = _Record(shape_of(model.config), budget, reduce)
     with patch(model, recorder) as run:
