@@ -311,7 +311,7 @@ class Item {
         for (int r = 0; r < t_.live; r += 8) {
           const int rows = t_.live - r < 8 ? t_.live - r : 8;
           amx_weighted(x_.s + r * kTile, kTile, rows, x_.tile_kv, p_.D, x_.keep + r,
-                       x_.out + r * dim_, dim_);
+                       x_.out + r * dim_, dim_, ahead_);
         }
         return;
       }

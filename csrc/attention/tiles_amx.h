@@ -117,7 +117,7 @@ inline void amx_pair_values(const bf16* const* v, int n, int d, bf16* out, Ahead
   const __m512i lo = _mm512_load_si512(low), hi = _mm512_load_si512(high),
                 none = _mm512_setzero_si512();
   for (int j = 0; j < kAmxKeys; j += 2) {
-    ahead.call(2);
+    ahead.call(1);
     for (int c = 0; c < d; c += 32) {
       const __m512i a = j < n ? _mm512_loadu_si512(v[j] + c) : none;
       const __m512i b = j + 1 < n ? _mm512_loadu_si512(v[j + 1] + c) : none;
@@ -131,7 +131,7 @@ inline void amx_pair_values(const bf16* const* v, int n, int d, bf16* out, Ahead
 // out = out * keep + p . v for at most 8 rows of 64 weights (zero where there is no key) and paired
 // values.
 inline void amx_weighted(const float* p, int ps, int rows, const bf16* v, int d, const float* keep,
-                         float* out, int os) {
+                         float* out, int os, Ahead& ahead) {
   alignas(64) __m256i w[2][16][2];  // [32 keys][value rows 0..7, remainder rows 8..15][16 keys]
   for (int r = 0; r < 8; ++r)
     for (int j = 0; j < kAmxKeys; j += 16) {
@@ -145,6 +145,7 @@ inline void amx_weighted(const float* p, int ps, int rows, const bf16* v, int d,
   _tile_loadd(5, w[1], 64);
   alignas(64) float c[2][256];
   for (int i = 0; i < d; i += 32) {
+    ahead.call(5);
     const bf16* first = v + i / 16 * (kAmxKeys * 16);
     const bf16* second = first + kAmxKeys * 16;
     _tile_zero(0);
@@ -157,6 +158,7 @@ inline void amx_weighted(const float* p, int ps, int rows, const bf16* v, int d,
     _tile_dpbf16ps(0, 5, 6);
     _tile_loadd(7, second + kAmxKeys * 8, 64);
     _tile_dpbf16ps(1, 5, 7);
+    ahead.call(4);
     _tile_stored(0, c[0], 64);
     _tile_stored(1, c[1], 64);
     for (int r = 0; r < rows; ++r)
