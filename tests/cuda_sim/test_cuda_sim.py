@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sim_build
+
 from tokops._native import declared
 
 SEEDS = range(5)

@@ -69,7 +69,7 @@ def _packed(q, k, v):
 
 
 def _with_torch(q, k, v, starts, scale, window):
-    b, t, hq, d = q.shape
+    b, t, _, d = q.shape
     past = k.shape[1] - t
     grouped, k, v = _packed(q, k, v)
     if past == 0 and starts is None and window is None:

@@ -65,7 +65,11 @@ def selection(
     for b, length in enumerate(lens):
         for s in range(rows):
             for h in range(heads):
-                n = int(torch.randint(0, min(k, length) + 1, (), generator=g)) if (s + h) % 3 else min(k, length)
+                n = (
+                    int(torch.randint(0, min(k, length) + 1, (), generator=g))
+                    if (s + h) % 3
+                    else min(k, length)
+                )
                 selected[b, s, h, :n] = torch.randperm(length, generator=g)[:n].sort().values.int()
                 counts[b, s, h] = n
     return selected.to(device), counts.to(device)

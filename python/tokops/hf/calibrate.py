@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -59,7 +60,8 @@ class Overlap:
             return sum(float(table[a, layer]) for layer in layers if a < layer < b)
 
         end = layers[-1] + 1
-        best = {a: (served(a, end), (a,)) for a in layers}  # the last selecting layer, and what it serves
+        # By selecting layer: what it and those after it serve, and who they are.
+        best: dict[int, tuple[float, tuple[int, ...]]] = {a: (served(a, end), (a,)) for a in layers}
         for _ in range(again):
             best = {
                 a: max(((served(a, b) + value, (a, *rest)) for b, (value, rest) in best.items() if b > a),
@@ -114,7 +116,7 @@ class _Record(Method):
             index = torch.tensor(self.shape.full_layers)
             table[index[:, None], index] = self.sums[name] / tokens
             tables.append(table)
-        return Overlap(*tables, tokens, self.shape.full_layers)
+        return Overlap(tables[0], tables[1], tokens, self.shape.full_layers)
 
 
 @torch.no_grad()
@@ -146,19 +148,19 @@ def record_overlap(
     shortest = min(p.shape[1] for p in prompts)
     if shortest - steps <= budget:
         raise ValueError(
-            f"calibration needs prompts longer than budget + steps = {budget + steps} tokens, the shortest has {shortest}"
+            f"calibration needs prompts longer than budget + steps = {budget + steps} tokens, "
+            f"the shortest has {shortest}"
         )
     recorder = _Record(shape_of(model.config), budget, reduce)
     with patch(model, recorder) as run:
         for index, ids in enumerate(prompts):
-            _teacher_forced(
-                model,
-                run,
-                ids,
-                steps,
-                progress and (lambda n, i=index: progress(i * steps + n, len(prompts) * steps)),
-            )
+            before, total = index * steps, len(prompts) * steps
+            _teacher_forced(model, run, ids, steps, progress and partial(_advance, progress, before, total))
     return recorder.result()
+
+
+def _advance(progress: Progress, before: int, total: int, done: int) -> None:
+    progress(before + done, total)
 
 
 def _teacher_forced(model, run, ids, steps, progress=None):
@@ -289,7 +291,7 @@ def calibrate(
     kl = dict(zip(layers, measured, strict=True))
     record = {
         "select_layer": select_layer,
-        "reselect_layers": [min(kl, key=kl.get) if kl else ranking[0][0]],
+        "reselect_layers": [min(kl, key=kl.__getitem__) if kl else ranking[0][0]],
         "metric": metric,
         "recall": {str(layer): round(value, 6) for layer, value in sorted(ranking)},
         "kl": {str(layer): round(value, 6) for layer, value in sorted(kl.items())},

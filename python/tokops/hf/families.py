@@ -60,6 +60,8 @@ def digest(config) -> str:
     or drops changes nothing.
     """
     usual = type(config)().to_dict()
-    values = {k: v for k, v in config.to_dict().items() if k in usual and v != usual[k] and k not in _VOLATILE}
+    values = {
+        k: v for k, v in config.to_dict().items() if k in usual and v != usual[k] and k not in _VOLATILE
+    }
     values["model_type"] = config.model_type
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -142,7 +142,8 @@ class TidalDecode(Method):
             if layer not in shape.full_layers:
                 choice = ", ".join(map(str, shape.full_layers)) or "none"
                 raise ValueError(
-                    f"TidalDecode: layer {layer} has a sliding window and cannot select; full-attention layers: {choice}"
+                    f"TidalDecode: layer {layer} has a sliding window and cannot select; "
+                    f"full-attention layers: {choice}"
                 )
         return method
 
