@@ -1,4 +1,4 @@
-"""The index shifts of mutate.py: (file, what stands there, what takes its place, why nothing can turn red)."""
+"""The index shifts of mutate.py: file, what stands there, what takes its place, why nothing can turn red."""
 
 _ON_PURPOSE = "a permutation of banks that writer and readers share: changes speed, not results"
 
@@ -33,7 +33,7 @@ SHIFTS = [
     ("tile.cuh", "offset * p.k_p", "offset * p.D"),
     ("tile.cuh", "live ? src[e]", "live ? src[e ^ 1]"),
     # Which keys a row sees.
-    ("tile.cuh", "where(i).row * Shape::KT + where(i).key]", "where(i).row * Shape::KT + (where(i).key ^ 1)]"),
+    ("tile.cuh", "* Shape::KT + where(i).key]", "* Shape::KT + (where(i).key ^ 1)]"),
     ("tile.cuh", "p.log_gamma[w.h0 + r % w.heads]", "p.log_gamma[w.h0]"),
     ("tile.cuh", "position(where(i).key) == w.view.start", "position(where(i).key) == w.view.start + 1"),
     ("tile.cuh", "rows[r].pos > w.view.start", "rows[r].pos >= w.view.start"),
@@ -46,13 +46,13 @@ SHIFTS = [
     ("tile.cuh", "n < NS; ++n) stream.resolve(n)", "n < NS - 1; ++n) stream.resolve(n)"),
     ("tile.cuh", "stream.load(n + NS - 1)", "stream.load(n + NS)"),
     ("tile.cuh", "stream.resolve(n + NS)", "stream.resolve(n + NS - 1)"),
-    ("tile.cuh", "slots + Shape::kSlots * int(sizeof(Slot))", "slots + (Shape::kSlots - 1) * int(sizeof(Slot))"),
+    ("tile.cuh", "slots + Shape::kSlots *", "slots + (Shape::kSlots - 1) *"),
     ("tile.cuh", "scores = rows + block_rows * int(sizeof(Row))", "scores = rows + block_rows"),
     ("tile.cuh", "? block_rows * Shape::KT", "? (block_rows - 1) * Shape::KT"),
     # What a block writes.
     ("tile.cuh", "step = plan.warps_m * RT", "step = RT"),
     ("tile.cuh", "partial[k * DP + d]", "partial[k * DP + (d ^ 1)]"),
-    ("tile.cuh", "h = w.h0 + r % w.heads; const int64_t row", "h = w.h0 + (r + 1) % w.heads; const int64_t row"),
+    ("tile.cuh", "h = w.h0 + r % w.heads;", "h = w.h0 + (r + 1) % w.heads;"),
     ("tile.cuh", "begin = w.begin + split * w.chunk", "begin = w.begin + split * (w.chunk + 1)"),
     ("tile.cuh", "? w.end : begin + w.chunk", "? w.end : begin + w.chunk - 1"),
     # Fragments.
