@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import mutate
 import pytest
 import sim_build
+
 from tokops._native import declared
 
 SEEDS = range(5)
