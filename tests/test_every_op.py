@@ -14,7 +14,9 @@ import tokops
 from tokops import _native
 from tokops._discover import modules_of
 
-FAMILIES = [m.name for m in pkgutil.iter_modules(tokops.__path__) if m.ispkg and m.name not in ("hf", "methods")]
+FAMILIES = [
+    m.name for m in pkgutil.iter_modules(tokops.__path__) if m.ispkg and m.name not in ("hf", "methods")
+]
 MODULES = [
     module
     for family in FAMILIES
@@ -125,7 +127,9 @@ def child(**environment):
 def test_every_instruction_set(isa):
     probe = "import torch, tokops; print(torch.ops.tokops._cpu_isa())"
     env = {**os.environ, "TOKOPS_CPU_ISA": isa}
-    got = subprocess.run([sys.executable, "-c", probe], env=env, capture_output=True, text=True).stdout.strip()
+    got = subprocess.run(
+        [sys.executable, "-c", probe], env=env, capture_output=True, text=True
+    ).stdout.strip()
     if got != isa:
         pytest.skip(f"this CPU has no {isa}")
     result = child(TOKOPS_CPU_ISA=isa)

@@ -53,7 +53,6 @@ __global__ void paged_gather_rows_kernel(PagedGather p, int units) {
         reinterpret_cast<Unit*>(pool.k + k_offset(pool, target, h, to))[u] = k;
         reinterpret_cast<Unit*>(pool.v + v_offset(pool, target, h, to))[u] = v;
       }
-      __syncthreads();
     }
   }
 }

@@ -21,8 +21,8 @@ struct Arguments {
   std::optional<int64_t> window;
 };
 
-void check_vector(const OptTensor& t, ScalarType dtype, int64_t n, const Tensor& like, const char* op,
-                  const char* name, const char* words) {
+void check_vector(const OptTensor& t, ScalarType dtype, int64_t n, const Tensor& like,
+                  const char* op, const char* name, const char* words) {
   if (!t) return;
   check_dtype(*t, dtype, op, name);
   check_device(*t, like, op, name);
@@ -36,13 +36,15 @@ void check_queries(const Arguments& a, int64_t heads) {
   STD_TORCH_CHECK(q.dim() == 4, op, ": q must have 4 dimensions, got ", q.dim());
   check_dtype(q, a.k.scalar_type(), op, "q");
   check_device(q, a.k, op, "q");
-  STD_TORCH_CHECK(q.size(3) == a.k.size(3), op, ": q has head dimension ", q.size(3), ", the pages ",
-                  a.k.size(3));
-  STD_TORCH_CHECK(q.size(3) >= 1 && q.size(3) <= 256, op, ": head dimension must be 1..256, got ", q.size(3));
+  STD_TORCH_CHECK(q.size(3) == a.k.size(3), op, ": q has head dimension ", q.size(3),
+                  ", the pages ", a.k.size(3));
+  STD_TORCH_CHECK(q.size(3) >= 1 && q.size(3) <= 256, op, ": head dimension must be 1..256, got ",
+                  q.size(3));
   STD_TORCH_CHECK(q.size(1) >= 1 && q.size(1) <= 256, op,
                   ": q must have 1..256 rows per sequence, got ", q.size(1));
-  STD_TORCH_CHECK(heads > 0 && q.size(2) % heads == 0 && q.size(2) / heads >= 1 && q.size(2) / heads <= 32,
-                  op, ": query heads must be 1..32 times the KV heads, got ", q.size(2), " and ", heads);
+  STD_TORCH_CHECK(
+      heads > 0 && q.size(2) % heads == 0 && q.size(2) / heads >= 1 && q.size(2) / heads <= 32, op,
+      ": query heads must be 1..32 times the KV heads, got ", q.size(2), " and ", heads);
 }
 
 void check_extras(const Arguments& a, int64_t heads) {
@@ -60,27 +62,30 @@ void check_extras(const Arguments& a, int64_t heads) {
     check_device(s, q, op, "selected");
     STD_TORCH_CHECK(s.dim() == 4 && s.size(0) == b && (s.size(1) == 1 || s.size(1) == t) &&
                         (s.size(2) == 1 || s.size(2) == heads || s.size(2) == hq),
-                    op, ": selected must be [B, 1 or T, 1 or Hkv or Hq, k] with B ", b, ", T ", t, ", Hkv ",
-                    heads, ", Hq ", hq, ", got ", shape_words(s));
+                    op, ": selected must be [B, 1 or T, 1 or Hkv or Hq, k] with B ", b, ", T ", t,
+                    ", Hkv ", heads, ", Hq ", hq, ", got ", shape_words(s));
     if (a.counts) {
       check_dtype(*a.counts, ScalarType::Int, op, "counts");
       check_device(*a.counts, q, op, "counts");
-      STD_TORCH_CHECK(a.counts->dim() == 3 && a.counts->size(0) == b && a.counts->size(1) == s.size(1) &&
-                          a.counts->size(2) == s.size(2),
-                      op, ": counts must be [B, S, Hs] like selected, got ", shape_words(*a.counts));
+      STD_TORCH_CHECK(a.counts->dim() == 3 && a.counts->size(0) == b &&
+                          a.counts->size(1) == s.size(1) && a.counts->size(2) == s.size(2),
+                      op, ": counts must be [B, S, Hs] like selected, got ",
+                      shape_words(*a.counts));
     }
   }
   if (a.ancestors) {
     const Tensor& x = *a.ancestors;
     check_dtype(x, ScalarType::Long, op, "ancestors");
     check_device(x, q, op, "ancestors");
-    STD_TORCH_CHECK(x.dim() == 3 && x.size(0) == b && x.size(1) == t && x.size(2) >= (t + 63) / 64 &&
-                        x.size(2) <= 4,
-                    op, ": ancestors must be [B, T, W] with B ", b, ", T ", t, ", W ", (t + 63) / 64,
-                    "..4, got ", shape_words(x));
+    STD_TORCH_CHECK(x.dim() == 3 && x.size(0) == b && x.size(1) == t &&
+                        x.size(2) >= (t + 63) / 64 && x.size(2) <= 4,
+                    op, ": ancestors must be [B, T, W] with B ", b, ", T ", t, ", W ",
+                    (t + 63) / 64, "..4, got ", shape_words(x));
   }
-  STD_TORCH_CHECK(!a.softcap || *a.softcap > 0, op, ": softcap must be > 0, got ", a.softcap.value_or(0));
-  STD_TORCH_CHECK(!a.window || *a.window > 0, op, ": window must be > 0, got ", a.window.value_or(0));
+  STD_TORCH_CHECK(!a.softcap || *a.softcap > 0, op, ": softcap must be > 0, got ",
+                  a.softcap.value_or(0));
+  STD_TORCH_CHECK(!a.window || *a.window > 0, op, ": window must be > 0, got ",
+                  a.window.value_or(0));
 }
 
 // The lists of the selection: ascending positions below the length, then -1.
@@ -133,7 +138,8 @@ void fill(PagedDecode& p, const Arguments& a, int64_t heads) {
   static const int32_t nothing = -1;  // an empty tensor has no address, and null means dense
   if (a.selected && !p.selected) p.selected = &nothing;
   if (a.selected)
-    p.sel_rows = a.selected->size(1), p.sel_heads = a.selected->size(2), p.sel_k = a.selected->size(3);
+    p.sel_rows = a.selected->size(1), p.sel_heads = a.selected->size(2),
+    p.sel_k = a.selected->size(3);
   p.ancestors = data_or_null<uint64_t>(a.ancestors);
   if (a.ancestors) p.words = a.ancestors->size(2);
   p.sink_logit = data_or_null<float>(a.sink_logit);
@@ -150,21 +156,24 @@ struct Results {
 };
 
 Results run(Arguments a, const std::string* reduce, std::optional<int64_t> max_len) {
-  const int64_t heads = check_pool(a.op, a.k, "k_pages", a.table, a.lens, a.q.dim() > 0 ? a.q.size(0) : 0);
+  const int64_t heads =
+      check_pool(a.op, a.k, "k_pages", a.table, a.lens, a.q.dim() > 0 ? a.q.size(0) : 0);
   check_queries(a, heads);
   if (a.v) check_same_pool(a.op, *a.v, a.k);
   check_extras(a, heads);
   if (a.q.stride(3) != 1) a.q = torch::stable::contiguous(a.q);
   if (a.table.stride(-1) != 1) a.table = torch::stable::contiguous(a.table);
   a.lens = torch::stable::contiguous(a.lens);
-  for (OptTensor* t : {&a.q_lens, &a.starts, &a.selected, &a.counts, &a.ancestors, &a.sink_logit, &a.log_gamma})
+  for (OptTensor* t :
+       {&a.q_lens, &a.starts, &a.selected, &a.counts, &a.ancestors, &a.sink_logit, &a.log_gamma})
     *t = contiguous_or_none(*t);
 
   PagedDecode p{};
   fill(p, a, heads);
   if (kOnHost) {
-    check_page_values(a.op, PageValues{p.table, p.table_b, p.table_h, p.seq_lens, p.lens_b, p.lens_h, p.B,
-                                       p.Hkv, p.P, p.pages, p.pages_in_pool, p.q_lens, p.starts, p.T});
+    check_page_values(
+        a.op, PageValues{p.table, p.table_b, p.table_h, p.seq_lens, p.lens_b, p.lens_h, p.B, p.Hkv,
+                         p.P, p.pages, p.pages_in_pool, p.q_lens, p.starts, p.T});
     if (p.selected) check_selection(a.op, p);
   }
 
@@ -180,12 +189,15 @@ Results run(Arguments a, const std::string* reduce, std::optional<int64_t> max_l
     STD_TORCH_CHECK(*reduce == "none" || *reduce == "max" || *reduce == "sum", a.op,
                     ": reduce must be none, max or sum, got ", *reduce);
     const int64_t all = int64_t(p.pages) * p.P;
-    STD_TORCH_CHECK(!max_len || (*max_len >= 0 && *max_len <= all), a.op, ": max_len must be 0..", all,
-                    " (pages * page size), got ", max_len.value_or(0));
-    p.reduce = *reduce == "none" ? ScoreReduce::none : *reduce == "max" ? ScoreReduce::max : ScoreReduce::sum;
+    STD_TORCH_CHECK(!max_len || (*max_len >= 0 && *max_len <= all), a.op, ": max_len must be 0..",
+                    all, " (pages * page size), got ", max_len.value_or(0));
+    p.reduce = *reduce == "none"  ? ScoreReduce::none
+               : *reduce == "max" ? ScoreReduce::max
+                                  : ScoreReduce::sum;
     p.score_len = max_len.value_or(all);
     r.scores = torch::stable::new_empty(
-        a.q, std::array<int64_t, 4>{p.B, p.T, *reduce == "none" ? p.Hq : p.Hkv, p.score_len}, ScalarType::Float);
+        a.q, std::array<int64_t, 4>{p.B, p.T, *reduce == "none" ? p.Hq : p.Hkv, p.score_len},
+        ScalarType::Float);
     p.scores = r.scores.mutable_data_ptr<float>();
   }
   if (p.B == 0) return r;
@@ -197,33 +209,34 @@ Results run(Arguments a, const std::string* reduce, std::optional<int64_t> max_l
   return r;
 }
 
-std::tuple<Tensor, Tensor> paged_decode_op(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& table,
-                                           const Tensor& lens, OptTensor q_lens, OptTensor starts,
-                                           std::optional<double> scale, OptTensor selected, OptTensor counts,
-                                           OptTensor ancestors, OptTensor sink_logit, OptTensor log_gamma,
-                                           std::optional<double> softcap, std::optional<int64_t> window) {
-  Results r = run({"paged_decode", q, k, table, lens, v, q_lens, starts, selected, counts, ancestors, sink_logit,
-                   log_gamma, scale, softcap, window},
+std::tuple<Tensor, Tensor> paged_decode_op(
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& table, const Tensor& lens,
+    OptTensor q_lens, OptTensor starts, std::optional<double> scale, OptTensor selected,
+    OptTensor counts, OptTensor ancestors, OptTensor sink_logit, OptTensor log_gamma,
+    std::optional<double> softcap, std::optional<int64_t> window) {
+  Results r = run({"paged_decode", q, k, table, lens, v, q_lens, starts, selected, counts,
+                   ancestors, sink_logit, log_gamma, scale, softcap, window},
                   nullptr, std::nullopt);
   return {r.out, r.lse};
 }
 
 std::tuple<Tensor, Tensor, Tensor> paged_decode_scores_op(
-    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& table, const Tensor& lens, OptTensor q_lens,
-    OptTensor starts, std::optional<double> scale, OptTensor ancestors, OptTensor sink_logit, OptTensor log_gamma,
-    std::optional<double> softcap, std::optional<int64_t> window, std::string reduce,
-    std::optional<int64_t> max_len) {
-  Results r = run({"paged_decode_scores", q, k, table, lens, v, q_lens, starts, std::nullopt, std::nullopt,
-                   ancestors, sink_logit, log_gamma, scale, softcap, window},
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& table, const Tensor& lens,
+    OptTensor q_lens, OptTensor starts, std::optional<double> scale, OptTensor ancestors,
+    OptTensor sink_logit, OptTensor log_gamma, std::optional<double> softcap,
+    std::optional<int64_t> window, std::string reduce, std::optional<int64_t> max_len) {
+  Results r = run({"paged_decode_scores", q, k, table, lens, v, q_lens, starts, std::nullopt,
+                   std::nullopt, ancestors, sink_logit, log_gamma, scale, softcap, window},
                   &reduce, max_len);
   return {r.out, r.lse, r.scores};
 }
 
-Tensor paged_scores_op(const Tensor& q, const Tensor& k, const Tensor& table, const Tensor& lens, OptTensor q_lens,
-                       OptTensor starts, OptTensor ancestors, std::optional<int64_t> window,
-                       std::optional<double> scale, std::string reduce, std::optional<int64_t> max_len) {
-  return run({"paged_scores", q, k, table, lens, std::nullopt, q_lens, starts, std::nullopt, std::nullopt, ancestors,
-              std::nullopt, std::nullopt, scale, std::nullopt, window},
+Tensor paged_scores_op(const Tensor& q, const Tensor& k, const Tensor& table, const Tensor& lens,
+                       OptTensor q_lens, OptTensor starts, OptTensor ancestors,
+                       std::optional<int64_t> window, std::optional<double> scale,
+                       std::string reduce, std::optional<int64_t> max_len) {
+  return run({"paged_scores", q, k, table, lens, std::nullopt, q_lens, starts, std::nullopt,
+              std::nullopt, ancestors, std::nullopt, std::nullopt, scale, std::nullopt, window},
              &reduce, max_len)
       .scores;
 }

@@ -37,8 +37,7 @@ inline int padded_dim(int d) { return d <= 64 ? 64 : d <= 128 ? 128 : 256; }
 
 namespace {
 
-// What one block of one group does: its rows, and the indices [begin, end) of its keys before
-// splitting.
+// What one block does: its rows, and the indices [begin, end) of its group's keys, all splits.
 struct Work {
   int b, hkv, t0, t1, h0, heads;  // rows (t, h): t in [t0, t1), h in [h0, h0 + heads)
   RowView view;

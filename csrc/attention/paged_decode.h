@@ -1,5 +1,5 @@
-// Attention of 1..256 new tokens per sequence over pages. Serves paged_decode, paged_decode_scores and (with
-// v and out null) paged_scores.
+// Attention of 1..256 new tokens per sequence over pages. Serves paged_decode, paged_decode_scores
+// and (with v and out null) paged_scores.
 #pragma once
 #include <cstddef>
 
@@ -21,15 +21,17 @@ struct PagedDecode {
 
   // k and v pools [N, Hkv or 1, P, D]. v is null for scores only.
   const void *k, *v;
-  int64_t k_n, k_h, k_p, v_n, v_h, v_p;  // strides; k_h = v_h = 0 where the table has a row per head
+  int64_t k_n, k_h, k_p, v_n, v_h,
+      v_p;  // strides; k_h = v_h = 0 where the table has a row per head
   int64_t pages_in_pool;
 
   // table [B, (Hkv,) pages]; lens [B] or [B, Hkv]: head strides are 0 where the heads share.
   const int32_t *table, *seq_lens;
   int64_t table_b, table_h, lens_b, lens_h;
 
-  const int32_t *q_lens, *starts;    // [B] or null
-  const int32_t *selected, *counts;  // [B, S, Hs, k], [B, S, Hs] contiguous; null: dense; k may be 0
+  const int32_t *q_lens, *starts;  // [B] or null
+  const int32_t *selected,
+      *counts;  // [B, S, Hs, k], [B, S, Hs] contiguous; null: dense; k may be 0
   int32_t sel_rows, sel_heads, sel_k;
   const uint64_t* ancestors;  // [B, T, W] contiguous or null
   int32_t words;
@@ -47,9 +49,11 @@ struct PagedDecode {
   void* workspace;
 };
 
-// Bytes the kernel needs at p.workspace (16-byte aligned). The CPU reads lengths; CUDA uses shapes alone.
+// Bytes the kernel needs at p.workspace (16-byte aligned). The CPU reads lengths; CUDA uses shapes
+// alone.
 size_t paged_decode_workspace(const PagedDecode& p);
-void paged_decode(const PagedDecode& p, const Queue& q);  // paged_decode.isa.cpp on the CPU, .cu on CUDA
+void paged_decode(const PagedDecode& p,
+                  const Queue& q);  // paged_decode.isa.cpp on the CPU, .cu on CUDA
 
 // ---- Index arithmetic both backends share. ----
 #if defined(__CUDACC__) || defined(TOKOPS_CUDA_SIM_KERNEL)
@@ -101,7 +105,8 @@ TOKOPS_HD int row_position(const PagedDecode& p, const RowView& v, int b, int ro
   return v.first + (p.ancestors ? tree_depth(p, b, row) : row);
 }
 
-// Whether new token `row` (at logical position `pos`) sees cached position `key`, 0 <= key < length.
+// Whether new token `row` (at logical position `pos`) sees cached position `key`, 0 <= key <
+// length.
 TOKOPS_HD bool sees(const PagedDecode& p, const RowView& v, int b, int row, int pos, int key) {
   if (row >= v.rows || key < v.start || key >= v.length) return false;
   int key_pos = key;
@@ -117,7 +122,8 @@ TOKOPS_HD bool sees(const PagedDecode& p, const RowView& v, int b, int row, int 
 }
 
 // Keys [lo, hi) outside which no row of [row0, row1) sees anything. A tree may see any new token.
-TOKOPS_HD void key_range(const PagedDecode& p, const RowView& v, int b, int row0, int row1, int* lo, int* hi) {
+TOKOPS_HD void key_range(const PagedDecode& p, const RowView& v, int b, int row0, int row1, int* lo,
+                         int* hi) {
   row1 = row1 < v.rows ? row1 : v.rows;
   *lo = v.start;
   *hi = row1 <= row0 ? v.start : p.ancestors ? v.length : v.first + row1;

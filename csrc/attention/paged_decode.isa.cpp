@@ -1,11 +1,13 @@
-// The copy for AMX is asked for by the word __AMX_BF16__ (cmake/TokopsIsa.cmake): its products are in tiles_amx.h.
+// The copy for AMX is asked for by the word __AMX_BF16__ (cmake/TokopsIsa.cmake): its products are
+// in tiles_amx.h.
 #include "attention/paged_decode_item.h"
 #include "common/isa.h"
 
 namespace tokops {
 namespace {
 
-constexpr int kChunk = 256;  // keys of one work item; fixed, so that results do not depend on threads
+constexpr int kChunk =
+    256;  // keys of one work item; fixed, so that results do not depend on threads
 
 struct Grid {
   int row_lists, head_lists;  // lists per (sequence, KV head): by token, by query head
@@ -78,7 +80,9 @@ struct Partial {
   float* out(int r) const { return m(r) + 2; }
 };
 
-int64_t partial_floats(const PagedDecode& p, const Grid& x) { return int64_t(x.block_rows) * (p.D + 2); }
+int64_t partial_floats(const PagedDecode& p, const Grid& x) {
+  return int64_t(x.block_rows) * (p.D + 2);
+}
 
 // Item numbers at which each task begins, then the total.
 void count_items(const PagedDecode& p, const Grid& x, int64_t* begin) {
@@ -102,8 +106,8 @@ void fill_scores(const PagedDecode& p, const Task& t, bool first, bool last) {
 }
 
 template <class T>
-void run_items(const PagedDecode& p, const Grid& x, const int64_t* begin, float* partials, int64_t i0,
-               int64_t i1) {
+void run_items(const PagedDecode& p, const Grid& x, const int64_t* begin, float* partials,
+               int64_t i0, int64_t i1) {
   Scratch<T> scratch;
   [[maybe_unused]] const AmxTiles tiles;
   int64_t task = 0;
@@ -144,8 +148,8 @@ void run_items(const PagedDecode& p, const Grid& x, const int64_t* begin, float*
 
 // Merges the chunks of each task, in order.
 template <class T>
-void merge_items(const PagedDecode& p, const Grid& x, const int64_t* begin, float* partials, int64_t i0,
-                 int64_t i1) {
+void merge_items(const PagedDecode& p, const Grid& x, const int64_t* begin, float* partials,
+                 int64_t i0, int64_t i1) {
   float out[kMaxDim];
   for (int64_t i = i0; i < i1; ++i) {
     const int64_t chunks = begin[i + 1] - begin[i];
@@ -159,7 +163,9 @@ void merge_items(const PagedDecode& p, const Grid& x, const int64_t* begin, floa
         Item<T>::finish(p, t.b, token, head, false, m, l, out);
         continue;
       }
-      const auto part = [&](int64_t j) { return Partial{partials + (begin[i] + j) * partial_floats(p, x), p.D}; };
+      const auto part = [&](int64_t j) {
+        return Partial{partials + (begin[i] + j) * partial_floats(p, x), p.D};
+      };
       for (int64_t j = 0; j < chunks; ++j) m = part(j).m(r)[0] > m ? part(j).m(r)[0] : m;
       for (int64_t j = 0; j < chunks; ++j) {
         const float mj = part(j).m(r)[0];
@@ -182,10 +188,13 @@ void decode(const PagedDecode& p, const Queue& q) {
   const int64_t items = begin[x.tasks];
   float* partials = reinterpret_cast<float*>(begin + (x.tasks + 2) / 2 * 2);
   // Below some 100k multiply-adds a second thread costs more than it brings.
-  const int64_t work = int64_t(x.block_rows) * p.D * kChunk, grain = work < 100000 ? 100000 / work + 1 : 1;
-  q.parallel(items, grain, [&](int64_t a, int64_t b) { run_items<T>(p, x, begin, partials, a, b); });
+  const int64_t work = int64_t(x.block_rows) * p.D * kChunk,
+                grain = work < 100000 ? 100000 / work + 1 : 1;
+  q.parallel(items, grain,
+             [&](int64_t a, int64_t b) { run_items<T>(p, x, begin, partials, a, b); });
   if (p.v && items > x.tasks)
-    q.parallel(x.tasks, 1, [&](int64_t a, int64_t b) { merge_items<T>(p, x, begin, partials, a, b); });
+    q.parallel(x.tasks, 1,
+               [&](int64_t a, int64_t b) { merge_items<T>(p, x, begin, partials, a, b); });
 }
 
 void paged_decode_copy(const PagedDecode& p, const Queue& q) {

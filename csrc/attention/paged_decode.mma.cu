@@ -85,7 +85,7 @@ struct MmaMath {
   __device__ void dot(const T* keys, int key0, float (&s)[2][4]) const {
 #pragma unroll
     for (int e = 0; e < 4; ++e) s[0][e] = s[1][e] = 0.f;
-#pragma unroll
+#pragma unroll 8  // all 16 of D = 256 would spill
     for (int d = 0; d < DP / 16; ++d) {
       uint32_t a[4], k[4];
       ptx::ldmatrix_x4(a, queries + Shape::at(row0 + lane % 16, 2 * d + lane / 16));

@@ -33,8 +33,7 @@ struct Tile {
   }
 };
 
-// The keys and values of one block's split: NS tiles in flight, their addresses one tile further
-// ahead.
+// The keys and values of one block's split: NS - 1 tiles in flight, their addresses one further.
 template <class Shape>
 struct Stream {
   using T = typename Shape::T;
@@ -62,24 +61,31 @@ struct Stream {
     }
   }
 
-  // Finds where the keys of tile n lie. Bad table entries are clamped, bad positions dropped.
-  __device__ void resolve(int n) const {
-    constexpr int kEach = Shape::KT / kWarps;
-    const int lane = threadIdx.x % 32, j = threadIdx.x / 32 * kEach + lane;
-    if (lane >= kEach) return;
+  // Looks up this thread's key of tile n, in two steps: copies are issued while the table answers.
+  struct Found {
+    int pos, offset, page;
+  };
+  static constexpr int kEach = Shape::KT / kWarps;  // by the first lanes of every warp
+  __device__ static int found_key() { return threadIdx.x / 32 * kEach + threadIdx.x % 32; }
+  __device__ Found find(int n) const {
+    Found f{-1, 0, 0};
+    const int i = begin + n * Shape::KT + found_key();
+    if (threadIdx.x % 32 >= kEach || i >= end) return f;
+    const int pos = w.list ? w.list[i] : i;
+    if (pos < 0 || pos >= w.view.length) return f;
+    const int page_index = pos / plan.p.P;
+    return {pos, pos - page_index * plan.p.P,
+            plan.p.table[w.b * plan.p.table_b + w.hkv * plan.p.table_h + page_index]};
+  }
+  // Bad table entries are clamped.
+  __device__ void keep(int n, const Found& f) const {
+    if (threadIdx.x % 32 >= kEach) return;
     const PagedDecode& p = plan.p;
-    const int i = begin + n * Shape::KT + j;
-    int pos = i < end ? (w.list ? w.list[i] : i) : -1;
-    if (pos >= w.view.length) pos = -1;
-    Slot s{0, 0, pos};
-    if (pos >= 0) {
-      const int page_index = pos / p.P, offset = pos - page_index * p.P;
-      int64_t page = p.table[w.b * p.table_b + w.hkv * p.table_h + page_index];
-      page = page < 0 ? 0 : page >= p.pages_in_pool ? p.pages_in_pool - 1 : page;
-      s.k = page * p.k_n + w.hkv * p.k_h + offset * p.k_p;
-      s.v = page * p.v_n + w.hkv * p.v_h + offset * p.v_p;
-    }
-    slots[n % (Shape::NS + 1) * Shape::KT + j] = s;
+    int64_t page = f.page;
+    page = page < 0 ? 0 : page >= p.pages_in_pool ? p.pages_in_pool - 1 : page;
+    slots[n % (Shape::NS + 1) * Shape::KT + found_key()] = {
+        page * p.k_n + w.hkv * p.k_h + f.offset * p.k_p,
+        page * p.v_n + w.hkv * p.v_h + f.offset * p.v_p, f.pos};
   }
 
   __device__ void copy_piece(T* dst, const T* pool, int64_t offset, bool live, bool vector) const {
@@ -91,8 +97,7 @@ struct Stream {
     }
   }
 
-  // Starts the copies of tile n; keys that are not there become zeros, so that a weight of 0 stays
-  // 0.
+  // Starts the copies of tile n. Keys that are not there become zeros: 0 times garbage may be NaN.
   __device__ void load(int n) const {
     if (n < tiles()) {
       const PagedDecode& p = plan.p;
@@ -111,8 +116,7 @@ struct Stream {
         }
       }
     }
-    ptx::cp_async_commit();  // an empty group too, so that the count of groups in flight stays NS -
-                             // 1
+    ptx::cp_async_commit();  // an empty group too: NS - 1 groups are always in flight
   }
 };
 
@@ -150,8 +154,7 @@ struct Element {
   int row, key;
 };
 
-// Turns N products q . k of a lane into logits and stages the raw scores; where(i) names the
-// element of x(i).
+// Turns N products q . k of a lane into logits and stages the raw scores. where(i) places x(i).
 template <int N, class Shape, class Where, class Value>
 __device__ __forceinline__ void to_logits(const PagedDecode& p, const Work& w, const Row* rows,
                                           const TileView<Shape>& v, bool stage, Where where,
@@ -218,15 +221,15 @@ __device__ void pass(Math& math, const Stream<typename Math::Shape>& stream, flo
   const PagedDecode& p = stream.plan.p;
   int lo, hi;
   plain_range(p, stream.w, &lo, &hi);
-  for (int n = 0; n < NS; ++n) stream.resolve(n);
+  for (int n = 0; n < NS; ++n) stream.keep(n, stream.find(n));
   __syncthreads();  // the first slots, queries, rows and padding are written
   for (int n = 0; n < NS - 1; ++n) stream.load(n);
   for (int n = 0; n < stream.tiles(); ++n) {
     ptx::cp_async_wait<NS - 2>();
-    __syncthreads();  // all copies of tile n have landed, its slots too; nobody reads tile n - 1
-                      // any more
+    __syncthreads();  // tile n and the next slots are there for all; nobody reads tile n - 1
+    const auto found = stream.find(n + NS);
     stream.load(n + NS - 1);
-    stream.resolve(n + NS);
+    stream.keep(n + NS, found);
     const int first = stream.begin + n * KT;
     const int count = stream.end - first < KT ? stream.end - first : KT;
     const bool clear = !stream.w.list && count == KT && first >= lo && first + KT <= hi;
@@ -239,17 +242,15 @@ __device__ void pass(Math& math, const Stream<typename Math::Shape>& stream, flo
   }
 }
 
-// Combines the warps that shared the keys of a row and writes the row: the result if this block saw
-// all its keys, a partial result otherwise. partial: [kWarps, RT, DP] sums, then [kWarps, RT]
-// maxima and totals.
+// Combines the warps that shared a row's keys and writes the row: the result if this block saw all
+// of them, else a part. partial: [kWarps, RT, DP] sums, then [kWarps, RT] maxima and totals.
 template <class T, int DP, int RT>
 __device__ void finish(const Plan& plan, const Work& w, int split, const float* partial) {
   const PagedDecode& p = plan.p;
   const float *tops = partial + kWarps * RT * DP, *totals = tops + kWarps * RT;
   for (int i = threadIdx.x; i < w.rows() * p.D; i += kThreads) {
     const int r = i / p.D, d = i - r * p.D;
-    const int step =
-        plan.warps_m * RT;  // from a row in one warp to the same row in the next that shares it
+    const int step = plan.warps_m * RT;  // to the same row in the next warp that has it
     float m = -INFINITY, l = 0.f, o = 0.f;
     for (int k = r; k < kWarps * RT; k += step) m = fmaxf(m, tops[k]);
     for (int k = r; k < kWarps * RT && m > -INFINITY; k += step) {
@@ -272,8 +273,8 @@ __device__ void finish(const Plan& plan, const Work& w, int split, const float* 
   }
 }
 
-// One block: the rows of up to warps_m row tiles of one group over one split of its keys. Blocks
-// whose split is empty leave at once; the merge knows them by the same arithmetic.
+// One block: the rows of up to warps_m row tiles over one split of their keys, each key and value
+// read once. Empty splits leave at once; the merge knows them by the same arithmetic.
 template <class Math>
 __global__ void __launch_bounds__(kThreads, Math::kBlocksPerSm) decode_kernel(const Plan plan) {
   using Shape = typename Math::Shape;

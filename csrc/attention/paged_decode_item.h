@@ -1,4 +1,5 @@
-// One work item of paged_decode on the CPU: some rows over one chunk of their keys, tile by tile. For .isa.cpp files.
+// One work item of paged_decode on the CPU: some rows over one chunk of their keys, tile by tile.
+// For .isa.cpp files.
 #pragma once
 #include "attention/paged_decode.h"
 #include "attention/tiles.h"
@@ -7,18 +8,20 @@
 namespace tokops {
 namespace {
 
-constexpr int kTile = 64;  // keys scored before their values are read: a tile of both fits the second cache
+constexpr int kTile =
+    64;  // keys scored before their values are read: a tile of both fits the second cache
 constexpr int kMaxRows = 64, kMaxDim = 256;
 
 // Rows of one (sequence, KV head) that read the same keys.
 struct Task {
   int b, hkv;
-  int t0, g0;        // first new token and first head of the group
-  int heads;         // heads of the group among the rows: row r is token t0 + r / heads, head g0 + r % heads
-  int rows;          // all rows
-  int live;          // rows whose token exists; the others are empty
+  int t0, g0;  // first new token and first head of the group
+  int heads;   // heads of the group among the rows: row r is token t0 + r / heads, head g0 + r %
+               // heads
+  int rows;    // all rows
+  int live;    // rows whose token exists; the others are empty
   const int32_t* list;  // selected positions, or null
-  int lo, hi;        // keys, or entries of the list
+  int lo, hi;           // keys, or entries of the list
   RowView view;
 };
 
@@ -95,7 +98,8 @@ class Item {
       for (int i = 0; i < padded * dim4_; ++i) x_.q[i] = 0;
     for (int r = 0; r < t_.live; ++r) {
       x_.row_pos[r] = row_position(p_, t_.view, t_.b, token(r));
-      const T* q = static_cast<const T*>(p_.q) + t_.b * p_.q_b + token(r) * p_.q_t + head(r) * p_.q_h;
+      const T* q =
+          static_cast<const T*>(p_.q) + t_.b * p_.q_b + token(r) * p_.q_t + head(r) * p_.q_h;
       float* to = x_.q + query_at(r, 0, dim4_);
       if (!tiles_)
         for (int c = 0; c < p_.D; ++c) to[c / 4 * Vec::width + c % 4] = to_float(q[c]);
@@ -130,8 +134,8 @@ class Item {
   int head(int r) const { return t_.g0 + r % t_.heads; }
 
   // Writes output and lse of one row from its state, the sink counted in.
-  static void finish(const PagedDecode& p, int b, int token, int head, bool exists, float m, float l,
-                     const float* out) {
+  static void finish(const PagedDecode& p, int b, int token, int head, bool exists, float m,
+                     float l, const float* out) {
     const int64_t at = (int64_t(b) * p.T + token) * p.Hq + head;
     float top = m, scale = 1;
     if (p.sink_logit && exists) {
@@ -172,7 +176,10 @@ class Item {
         j += run;
       }
     }
-    for (int j = n; j < kTile && n > 0; ++j) x.k[j] = x.k[n - 1];  // readable rows to fill up blocks
+    for (int j = n; j < kTile && n > 0; ++j) {  // readable rows to fill up blocks
+      x.k[j] = x.k[n - 1];
+      x.v[j] = x.v[n - 1];
+    }
   }
 
   bool all_seen(int first, int last) const {
@@ -187,22 +194,24 @@ class Item {
     return first > top - p_.window;
   }
 
-  // Prefetches key i of a tile and its value.
-  void call(const Rows<T>& x, int i) const {
-    for (int c = 0; c < p_.D; c += int(64 / sizeof(T))) {
-      __builtin_prefetch(x.k[i] + c, 0, 2);
-      if (p_.v) __builtin_prefetch(x.v[i] + c, 0, 2);
-    }
+  // Prefetches a block of keys of a tile and their values.
+  void call(const Rows<T>& x, int j) const {
+    for (int c = 0; c < p_.D; c += int(64 / sizeof(T)))
+      for (int i = 0; i < kKeyBlock; ++i) __builtin_prefetch(x.k[j + i] + c, 0, 2);
+    if (!p_.v) return;
+    for (int c = 0; c < p_.D; c += int(64 / sizeof(T)))
+      for (int i = 0; i < kKeyBlock; ++i) __builtin_prefetch(x.v[j + i] + c, 0, 2);
   }
 
   // s = scale * q . k, sane, and -inf where a row does not see a key.
   // Meanwhile the rows of the next tile are called into the cache.
   void score(int n, const Rows<T>& next) {
     for (int j = 0; j < n; j += kKeyBlock) {
-      for (int i = j; i < j + kKeyBlock && i < next.n; ++i) call(next, i);
+      if (j < next.n) call(next, j);
       if (tiles_) continue;
       const float* k[kKeyBlock];
-      for (int i = 0; i < kKeyBlock; ++i) k[i] = as_floats(tile_->k[j + i], p_.D, dim4_, x_.keys + i * dim4_);
+      for (int i = 0; i < kKeyBlock; ++i)
+        k[i] = as_floats(tile_->k[j + i], p_.D, dim4_, x_.keys + i * dim4_);
       in_blocks<kGroupBlock>((t_.live + Vec::groups - 1) / Vec::groups, [&](int i, auto count) {
         const int r = i * Vec::groups;
         dots_block<decltype(count)::value>(x_.q + r * dim4_, dim4_, k, x_.s + r * kTile + j, kTile);
@@ -228,7 +237,8 @@ class Item {
     for (int r = 0; r < t_.live; r += p_.reduce == ScoreReduce::none ? 1 : t_.heads) {
       const int heads = p_.reduce == ScoreReduce::none ? p_.Hq : p_.Hkv;
       const int h = p_.reduce == ScoreReduce::none ? head(r) : t_.hkv;
-      float* to = p_.scores + ((int64_t(t_.b) * p_.T + token(r)) * heads + h) * p_.score_len + first;
+      float* to =
+          p_.scores + ((int64_t(t_.b) * p_.T + token(r)) * heads + h) * p_.score_len + first;
       const float* s = x_.s + r * kTile;
       for (int j = 0; j < n; ++j) to[j] = s[j];
       if (p_.reduce == ScoreReduce::max)
@@ -244,7 +254,8 @@ class Item {
   void bend(int n) {
     const int width = round_up(n, Vec::width);
     if (p_.softcap > 0) {
-      const Vec cap = splat(p_.softcap), inverse = splat(1 / p_.softcap), one = splat(1), none = zero();
+      const Vec cap = splat(p_.softcap), inverse = splat(1 / p_.softcap), one = splat(1),
+                none = zero();
       for (int i = 0; i < t_.live * kTile; i += kTile)
         for (int j = i; j < i + width; j += Vec::width) {
           const Vec s = load(x_.s + j), x = s * inverse;
@@ -303,18 +314,20 @@ class Item {
         amx_pair_values(tile_->v, n, p_.D, x_.tile_kv);
         for (int r = 0; r < t_.live; r += 8) {
           const int rows = t_.live - r < 8 ? t_.live - r : 8;
-          amx_weighted(x_.s + r * kTile, kTile, rows, x_.tile_kv, p_.D, x_.keep + r, x_.out + r * dim_, dim_);
+          amx_weighted(x_.s + r * kTile, kTile, rows, x_.tile_kv, p_.D, x_.keep + r,
+                       x_.out + r * dim_, dim_);
         }
         return;
       }
 #endif
     in_blocks<kValueRows>(t_.live, [&](int r, auto count) {
-      weighted_rows<decltype(count)::value>(x_.s + r * kTile, kTile, tile_->v, n, p_.D, x_.keep + r, x_.out + r * dim_,
-                                            dim_);
+      weighted_rows<decltype(count)::value>(x_.s + r * kTile, kTile, tile_->v, n, p_.D, x_.keep + r,
+                                            x_.out + r * dim_, dim_);
     });
   }
 
-  // Row by row, over the keys with weight alone: what a row does not see may hold anything, NaN included.
+  // Row by row, over the keys with weight alone: what a row does not see may hold anything, NaN
+  // included.
   void add_seen_values(int n) {
     const T* v[kTile];
     float w[kTile];

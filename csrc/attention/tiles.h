@@ -17,20 +17,37 @@ inline void in_blocks(int rows, const F& f) {
   for (int i = 0, r = 0; i < blocks; ++i) {
     const int n = (rows - r) / (blocks - i);
     switch (n) {
-      case 1: f(r, Int<1>{}); break;
-      case 2: f(r, Int<2>{}); break;
-      case 3: if constexpr (Max >= 3) f(r, Int<3>{}); break;
-      case 4: if constexpr (Max >= 4) f(r, Int<4>{}); break;
-      case 5: if constexpr (Max >= 5) f(r, Int<5>{}); break;
-      case 6: if constexpr (Max >= 6) f(r, Int<6>{}); break;
-      case 7: if constexpr (Max >= 7) f(r, Int<7>{}); break;
-      case 8: if constexpr (Max >= 8) f(r, Int<8>{}); break;
+      case 1:
+        f(r, Int<1>{});
+        break;
+      case 2:
+        f(r, Int<2>{});
+        break;
+      case 3:
+        if constexpr (Max >= 3) f(r, Int<3>{});
+        break;
+      case 4:
+        if constexpr (Max >= 4) f(r, Int<4>{});
+        break;
+      case 5:
+        if constexpr (Max >= 5) f(r, Int<5>{});
+        break;
+      case 6:
+        if constexpr (Max >= 6) f(r, Int<6>{});
+        break;
+      case 7:
+        if constexpr (Max >= 7) f(r, Int<7>{});
+        break;
+      case 8:
+        if constexpr (Max >= 8) f(r, Int<8>{});
+        break;
     }
     r += n;
   }
 }
 
-// ---- Scores. A vector holds four dimensions of Vec::groups query rows, so that one key's four dimensions, repeated
+// ---- Scores. A vector holds four dimensions of Vec::groups query rows, so that one key's four
+// dimensions, repeated
 // ---- over the width, meet all of them and sums need no shuffle across groups.
 
 inline constexpr int kKeyBlock = 8;
@@ -45,7 +62,8 @@ inline int query_at(int r, int c, int d4) {
   return ((r / Vec::groups) * (d4 / 4) + c / 4) * Vec::width + (r % Vec::groups) * 4 + c % 4;
 }
 
-// out[r * stride + j] = q_r . k_j for N * Vec::groups rows and J (a multiple of 4) keys of d4 floats.
+// out[r * stride + j] = q_r . k_j for N * Vec::groups rows and J (a multiple of 4) keys of d4
+// floats.
 template <int N, int J>
 inline void dots(const float* q, int d4, const float* const* k, float* out, int stride) {
   Vec acc[N][J];
@@ -62,11 +80,12 @@ inline void dots(const float* q, int d4, const float* const* k, float* out, int 
   }
   for (int i = 0; i < N; ++i)
     for (int j = 0; j < J; j += 4)
-      store_group_sums(out + i * Vec::groups * stride + j, stride, acc[i][j], acc[i][j + 1], acc[i][j + 2],
-                       acc[i][j + 3]);
+      store_group_sums(out + i * Vec::groups * stride + j, stride, acc[i][j], acc[i][j + 1],
+                       acc[i][j + 2], acc[i][j + 3]);
 }
 
-// The same for kKeyBlock keys, as many at a time as keep enough sums in flight within the registers.
+// The same for kKeyBlock keys, as many at a time as keep enough sums in flight within the
+// registers.
 template <int N>
 inline void dots_block(const float* q, int d4, const float* const* k, float* out, int stride) {
   constexpr int J = N * 2 <= kGroupBlock ? 8 : 4;
@@ -89,10 +108,11 @@ inline const float* as_floats(const T* k, int d, int d4, float* room) {
 
 // ---- Values.
 
-// out[r * os + c..] = out * keep[r] + sum_j p[r * ps + j] v_j for R rows, C vectors of columns, n keys.
+// out[r * os + c..] = out * keep[r] + sum_j p[r * ps + j] v_j for R rows, C vectors of columns, n
+// keys.
 template <int R, int C, bool Tail, class T>
-inline void weighted(const float* p, int ps, const T* const* v, int n, int c, int tail, const float* keep,
-                     float* out, int os) {
+inline void weighted(const float* p, int ps, const T* const* v, int n, int c, int tail,
+                     const float* keep, float* out, int os) {
   Vec acc[R][C];
   for (int r = 0; r < R; ++r)
     for (int i = 0; i < C; ++i) acc[r][i] = zero();
@@ -113,18 +133,21 @@ inline void weighted(const float* p, int ps, const T* const* v, int n, int c, in
 }
 
 #if defined(__AVX512F__)
-inline constexpr int kValueRows = 8, kWideRows = 4;  // rows whose sums fit the registers, by 2 and 4 columns
+inline constexpr int kValueRows = 8,
+                     kWideRows = 4;  // rows whose sums fit the registers, by 2 and 4 columns
 #else
 inline constexpr int kValueRows = 4, kWideRows = 2;
 #endif
 
 template <int R, class T>
-inline void weighted_rows(const float* p, int ps, const T* const* v, int n, int d, const float* keep, float* out,
-                          int os) {
+inline void weighted_rows(const float* p, int ps, const T* const* v, int n, int d,
+                          const float* keep, float* out, int os) {
   constexpr int C = R <= kWideRows ? 4 : 2;
   int c = 0;
-  for (; c + C * Vec::width <= d; c += C * Vec::width) weighted<R, C, false>(p, ps, v, n, c, 0, keep, out, os);
-  for (; c + Vec::width <= d; c += Vec::width) weighted<R, 1, false>(p, ps, v, n, c, 0, keep, out, os);
+  for (; c + C * Vec::width <= d; c += C * Vec::width)
+    weighted<R, C, false>(p, ps, v, n, c, 0, keep, out, os);
+  for (; c + Vec::width <= d; c += Vec::width)
+    weighted<R, 1, false>(p, ps, v, n, c, 0, keep, out, os);
   if (c < d) weighted<R, 1, true>(p, ps, v, n, c, d - c, keep, out, os);
 }
 

@@ -1,5 +1,6 @@
-// The two inner products of attention on AMX tiles, for bf16 rows named by pointers and D a multiple of 32. Sums are
-// float32; weights enter as a bf16 pair (value, remainder), so that only the inputs' own rounding is seen.
+// The two inner products of attention on AMX tiles, for bf16 rows named by pointers and D a
+// multiple of 32. Sums are float32; weights enter as a bf16 pair (value, remainder), so that only
+// the inputs' own rounding is seen.
 #pragma once
 #include "attention/tiles.h"
 
@@ -23,7 +24,8 @@ struct AmxTiles {
   ~AmxTiles() { _tile_release(); }
 };
 
-// Where the pair of dimensions (c, c + 1) of query row r stands: [block of 16 rows][32 dimensions][pair][row].
+// Where the pair of dimensions (c, c + 1) of query row r stands: [block of 16 rows][32
+// dimensions][pair][row].
 inline int amx_query_at(int r, int c, int d) {
   return (((r / 16) * (d / 32) + c / 32) * 256 + c % 32 / 2 * 16 + r % 16) * 2 + c % 2;
 }
@@ -41,8 +43,10 @@ inline void transpose16(const float* in, float* out, int stride, int rows) {
       b[i + 2 * j] = _mm512_shuffle_ps(a[i + j], a[i + 2 + j], 0x44);
       b[i + 2 * j + 1] = _mm512_shuffle_ps(a[i + j], a[i + 2 + j], 0xee);
     }
-  for (int j = 0; j < 4; ++j) {  // b[4 i + j] holds rows j, 4 + j, 8 + j, 12 + j of keys 4 i .. 4 i + 3
-    const __m512 lo01 = _mm512_shuffle_f32x4(b[j], b[4 + j], 0x88), hi01 = _mm512_shuffle_f32x4(b[j], b[4 + j], 0xdd);
+  for (int j = 0; j < 4;
+       ++j) {  // b[4 i + j] holds rows j, 4 + j, 8 + j, 12 + j of keys 4 i .. 4 i + 3
+    const __m512 lo01 = _mm512_shuffle_f32x4(b[j], b[4 + j], 0x88),
+                 hi01 = _mm512_shuffle_f32x4(b[j], b[4 + j], 0xdd);
     const __m512 lo23 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0x88);
     const __m512 hi23 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0xdd);
     a[j] = _mm512_shuffle_f32x4(lo01, lo23, 0x88);
@@ -70,7 +74,8 @@ inline AmxRows amx_rows(const bf16* const* k, int d, bf16* room) {
 }
 
 // s[r * stride + j] = q_r . k_j for `rows` query rows and 64 keys; k names 64 readable rows.
-inline void amx_dots(const bf16* q, int rows, int d, const bf16* const* k, bf16* room, float* s, int stride) {
+inline void amx_dots(const bf16* q, int rows, int d, const bf16* const* k, bf16* room, float* s,
+                     int stride) {
   AmxRows x[4];
   for (int g = 0; g < 4; ++g) x[g] = amx_rows(k + g * 16, d, room + g * 16 * d);
   alignas(64) float c[4][256];
@@ -106,7 +111,8 @@ inline void amx_pair_values(const bf16* const* v, int n, int d, bf16* out) {
     low[2 * i] = i, low[2 * i + 1] = 32 + i;
     high[2 * i] = 16 + i, high[2 * i + 1] = 48 + i;
   }
-  const __m512i lo = _mm512_load_si512(low), hi = _mm512_load_si512(high), none = _mm512_setzero_si512();
+  const __m512i lo = _mm512_load_si512(low), hi = _mm512_load_si512(high),
+                none = _mm512_setzero_si512();
   for (int j = 0; j < kAmxKeys; j += 2)
     for (int c = 0; c < d; c += 32) {
       const __m512i a = j < n ? _mm512_loadu_si512(v[j] + c) : none;
@@ -117,9 +123,10 @@ inline void amx_pair_values(const bf16* const* v, int n, int d, bf16* out) {
     }
 }
 
-// out = out * keep + p . v for at most 8 rows of 64 weights (zero where there is no key) and paired values.
-inline void amx_weighted(const float* p, int ps, int rows, const bf16* v, int d, const float* keep, float* out,
-                         int os) {
+// out = out * keep + p . v for at most 8 rows of 64 weights (zero where there is no key) and paired
+// values.
+inline void amx_weighted(const float* p, int ps, int rows, const bf16* v, int d, const float* keep,
+                         float* out, int os) {
   alignas(64) __m256i w[2][16][2];  // [32 keys][value rows 0..7, remainder rows 8..15][16 keys]
   for (int r = 0; r < 8; ++r)
     for (int j = 0; j < kAmxKeys; j += 16) {

@@ -30,8 +30,9 @@ std::tuple<Tensor, Tensor> topk_positions_op(const Tensor& scores,
   const auto row_k = per_row(k, "k", ScalarType::Int, shape, scores);
   const auto row_threshold = per_row(threshold, "threshold", ScalarType::Float, shape, scores);
   STD_TORCH_CHECK(k_max >= 0, kOp, ": k must be >= 0, got ", k_max);
-  STD_TORCH_CHECK(length < INT32_MAX && k_max < INT32_MAX, kOp,
-                  ": rows must be shorter than 2^31 - 1, got ", length, " scores and k ", k_max);
+  constexpr int64_t kLongest = INT32_MAX - 8192;  // kernels step past the end by less than this
+  STD_TORCH_CHECK(length <= kLongest && k_max <= kLongest, kOp, ": rows and k must be at most ",
+                  kLongest, ", got ", length, " scores and k ", k_max);
   if (kOnHost && row_lens)
     check_range(kOp, "lens", *row_lens, 0, length, "0.." + std::to_string(length));
   if (kOnHost && row_k) check_range(kOp, "k", *row_k, 0, INT32_MAX, ">= 0");

@@ -32,7 +32,7 @@ __device__ int32_t key_at(const float* scores, int64_t i) {
 // Keys as unsigned integers, so that digits order them.
 __device__ uint32_t ordered(int32_t key) { return uint32_t(key) ^ 0x80000000u; }
 
-// Sum of v over the threads before this one.
+// Sum of v over the threads before this one. A barrier must come before the next call.
 __device__ int sum_before(int v, int* warp_sums) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int upto = v;
@@ -44,7 +44,6 @@ __device__ int sum_before(int v, int* warp_sums) {
   __syncthreads();
   int before = upto - v;
   for (int w = 0; w < warp; ++w) before += warp_sums[w];
-  __syncthreads();
   return before;
 }
 
@@ -90,7 +89,6 @@ __device__ Cut find_cut(Shared& s, const float* scores, int n, int32_t least, in
     if (!find_bin(s, 1 << bits, left)) return {least - 1, 0};  // fewer than wanted: all of them
     prefix = prefix << bits | s.digit;
     left = s.left;
-    __syncthreads();
   }
   return {int32_t(prefix ^ 0x80000000u), left};
 }
@@ -116,7 +114,8 @@ __device__ void scan_counts(Shared& s) {
   }
 }
 
-// Writes what the cut takes in order of position; returns how many.
+// Writes what the cut takes in order of position; returns how many. Tiles need no barrier between
+// them: a warp writes counts that it alone read, after the ballots have brought its lanes together.
 __device__ int write_taken(Shared& s, const float* scores, int n, Cut cut, int32_t* out) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const uint32_t earlier = (1u << lane) - 1;
@@ -127,8 +126,8 @@ __device__ int write_taken(Shared& s, const float* scores, int n, Cut cut, int32
     for (int j = 0; j < kItems; ++j) {
       const int i = start + j * int(blockDim.x) + int(threadIdx.x);
       const int32_t key = i < n ? key_at(scores, i) : kKeyOfNan;
-      above[j] = __ballot_sync(kFullWarp, i < n && key > cut.key);
-      equal[j] = __ballot_sync(kFullWarp, i < n && key == cut.key);
+      above[j] = __ballot_sync(kFullWarp, key > cut.key);
+      equal[j] = __ballot_sync(kFullWarp, key == cut.key);
       if (lane == 0) s.counts[j * warps + warp] = __popc(above[j]) | __popc(equal[j]) << 16;
     }
     __syncthreads();
@@ -145,7 +144,6 @@ __device__ int write_taken(Shared& s, const float* scores, int n, Cut cut, int32
     }
     above_done += s.tile_total & 0xffff;
     equal_done += s.tile_total >> 16;
-    __syncthreads();
   }
   return above_done + (equal_done < cut.ties ? equal_done : cut.ties);
 }

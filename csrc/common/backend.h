@@ -15,8 +15,7 @@ struct Queue {
   template <class F>
   void parallel(int64_t n, int64_t grain, const F& f) const {
     pool(
-        0, n, grain,
-        [](int64_t b, int64_t e, void* c) { (*static_cast<const F*>(c))(b, e); },
+        0, n, grain, [](int64_t b, int64_t e, void* c) { (*static_cast<const F*>(c))(b, e); },
         const_cast<F*>(&f));
   }
 };

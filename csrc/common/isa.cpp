@@ -21,8 +21,8 @@ static constexpr const char* kNames[] = {"base", "avx2", "avx512", "avx512bf16",
 const char* isa_name(Isa i) { return kNames[int(i)]; }
 
 #if defined(__x86_64__)
-// AMX tiles with bf16 products. Linux saves their registers only for a process that has asked (ARCH_REQ_XCOMP_PERM for
-// component 18, tile data).
+// AMX tiles with bf16 products. Linux saves their registers only for a process that has asked
+// (ARCH_REQ_XCOMP_PERM for component 18, tile data).
 static bool has_tiles() {
 #if defined(__linux__)
   unsigned a, b, c, d;
@@ -37,10 +37,12 @@ static bool has_tiles() {
 static Isa detect() {
   int have = 0;
 #if defined(__x86_64__)
-  __builtin_cpu_init();      // also asks the OS whether it saves the wide registers
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  __builtin_cpu_init();  // also asks the OS whether it saves the wide registers
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512dq");
   const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
   have = bf16 && has_tiles() ? 4 : bf16 ? 3 : avx512 ? 2 : avx2 ? 1 : 0;
 #endif
@@ -59,5 +61,7 @@ std::string cpu_isa() { return cpu::isa_name(cpu::best_isa()); }
 }  // namespace tokops
 
 STABLE_TORCH_LIBRARY_FRAGMENT(tokops, m) { m.def("_cpu_isa() -> str"); }
-STABLE_TORCH_LIBRARY_IMPL(tokops, CompositeExplicitAutograd, m) { m.impl("_cpu_isa", TORCH_BOX(&tokops::cpu_isa)); }
+STABLE_TORCH_LIBRARY_IMPL(tokops, CompositeExplicitAutograd, m) {
+  m.impl("_cpu_isa", TORCH_BOX(&tokops::cpu_isa));
+}
 #endif

@@ -1,11 +1,12 @@
-// One CPU kernel file, several instruction sets: each copy registers itself, the best one is called.
+// One CPU kernel file, several instruction sets: each copy registers itself, the best one is
+// called.
 #pragma once
 #include "common/backend.h"
 
 namespace tokops::cpu {
 
 enum class Isa : int { base, avx2, avx512, avx512bf16, amx, count };
-Isa best_isa();              // what this CPU has; TOKOPS_CPU_ISA=<name> lowers it
+Isa best_isa();  // what this CPU has; TOKOPS_CPU_ISA=<name> lowers it
 const char* isa_name(Isa);
 
 template <class Params>
@@ -21,15 +22,24 @@ struct Copies {
 
 // Last line of an .isa.cpp. `fn` is this copy's tokops::fn(const Params&, const Queue&); the public
 // tokops::name(const Params&, const Queue&) is emitted by the base copy alone.
-#define TOKOPS_ISA_KERNEL(name, fn, Params)                                               \
-  namespace tokops::cpu { Copies<Params>& name##_copies(); }                              \
-  static const bool name##_registered =                                                   \
+#define TOKOPS_ISA_KERNEL(name, fn, Params)                                                        \
+  namespace tokops::cpu {                                                                          \
+  Copies<Params>& name##_copies();                                                                 \
+  }                                                                                                \
+  static const bool name##_registered =                                                            \
       (tokops::cpu::name##_copies().table[int(tokops::cpu::Isa::TOKOPS_ISA)] = &tokops::fn, true); \
   TOKOPS_ISA_PUBLIC(name, Params)
 #if TOKOPS_ISA_IS_BASE
-#define TOKOPS_ISA_PUBLIC(name, Params)                                                                  \
-  namespace tokops::cpu { Copies<Params>& name##_copies() { static Copies<Params> c; return c; } }       \
-  namespace tokops { void name(const Params& p, const Queue& q) { cpu::name##_copies().run(p, q); } }
+#define TOKOPS_ISA_PUBLIC(name, Params)                                          \
+  namespace tokops::cpu {                                                        \
+  Copies<Params>& name##_copies() {                                              \
+    static Copies<Params> c;                                                     \
+    return c;                                                                    \
+  }                                                                              \
+  }                                                                              \
+  namespace tokops {                                                             \
+  void name(const Params& p, const Queue& q) { cpu::name##_copies().run(p, q); } \
+  }
 #else
 #define TOKOPS_ISA_PUBLIC(name, Params)
 #endif

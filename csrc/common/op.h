@@ -54,8 +54,7 @@ inline DType dtype_of(const Tensor& t, const char* op, const char* name) {
 }
 
 inline void check_dtype(const Tensor& t, ScalarType want, const char* op, const char* name) {
-  STD_TORCH_CHECK(t.scalar_type() == want, op, ": ", name, " must be ",
-                  dtype_name(want), ", got ",
+  STD_TORCH_CHECK(t.scalar_type() == want, op, ": ", name, " must be ", dtype_name(want), ", got ",
                   dtype_name(t.scalar_type()));
 }
 

@@ -1,5 +1,5 @@
-// Vectors of floats for .isa.cpp files: one type, as wide as the instruction set compiled for. All names are in an
-// anonymous namespace because each copy of a kernel must keep its own.
+// Vectors of floats for .isa.cpp files: one type, as wide as the instruction set compiled for. All
+// names are in an anonymous namespace because each copy of a kernel must keep its own.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -34,8 +34,8 @@ inline float to_float(bf16 x) { return as_float(uint32_t(x.bits) << 16); }
 inline float to_float(f16 x) {
   // Shift exponent and mantissa into place and rescale: exact, subnormals included.
   const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, rest = uint32_t(x.bits & 0x7fff) << 13;
-  const float magnitude =
-      (x.bits & 0x7c00) == 0x7c00 ? as_float(rest | 0x7f800000) : as_float(rest) * as_float(0x77800000);
+  const float magnitude = (x.bits & 0x7c00) == 0x7c00 ? as_float(rest | 0x7f800000)
+                                                      : as_float(rest) * as_float(0x77800000);
   return as_float(as_bits(magnitude) | sign);
 }
 
@@ -84,10 +84,9 @@ inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT)}; }
-// 2^n for integral n in [-126, 127].
-inline Vec exp2i(Vec n) {
-  return {_mm512_castsi512_ps(
-      _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23))};
+// x < floor ? 0 : y * 2^n for integral n in [-126, 127].
+inline Vec scale_or_zero(Vec y, Vec n, Vec x, Vec floor) {
+  return {_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x.v, floor.v, _CMP_NLT_UQ), y.v, n.v)};
 }
 // a < limit ? b : c, lane by lane.
 inline Vec select_less(Vec a, Vec limit, Vec b, Vec c) {
@@ -103,7 +102,8 @@ inline float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float largest(Vec a) { return _mm512_reduce_max_ps(a.v); }
 // Four floats, repeated over the width.
 inline Vec repeat4(const float* p) { return {_mm512_broadcast_f32x4(_mm_loadu_ps(p))}; }
-// For each group l of four lanes: the sums of that group in a, b, c and d, stored at out + l * stride.
+// For each group l of four lanes: the sums of that group in a, b, c and d, stored at out + l *
+// stride.
 inline void store_group_sums(float* out, int stride, Vec a, Vec b, Vec c, Vec d) {
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
   const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c.v, d.v), _mm512_unpackhi_ps(c.v, d.v));
@@ -227,6 +227,13 @@ inline void store_group_sums(float* out, int, Vec a, Vec b, Vec c, Vec d) {
 }
 #endif
 
+#if !defined(__AVX512F__)
+// x < floor ? 0 : y * 2^n for integral n in [-126, 127].
+inline Vec scale_or_zero(Vec y, Vec n, Vec x, Vec floor) {
+  return select_less(x, floor, zero(), y * exp2i(n));
+}
+#endif
+
 // The first n < Vec::width elements, zeros behind them.
 template <class T>
 inline Vec load_first(const T* p, int n) {
@@ -235,7 +242,8 @@ inline Vec load_first(const T* p, int n) {
   return load(x);
 }
 
-// e^x for x <= 0, relative error below 2e-7; 0 below -87.3 (results under the smallest normal float).
+// e^x for x <= 0, relative error below 2e-7; 0 below -87.3 (results under the smallest normal
+// float).
 inline Vec exp_nonpositive(Vec x) {
   const Vec floor = splat(-87.33654f);
   const Vec n = round(max(x, floor) * splat(1.44269504f));
@@ -249,7 +257,7 @@ inline Vec exp_nonpositive(Vec x) {
   y = fma(y, r, splat(1.6666665459e-1f));
   y = fma(y, r, splat(5.0000001201e-1f));
   y = fma(y, r * r, r + splat(1.f));
-  return select_less(x, floor, zero(), y * exp2i(n));
+  return scale_or_zero(y, n, x, floor);
 }
 
 }  // namespace

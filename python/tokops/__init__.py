@@ -16,5 +16,7 @@ def patch(model, *methods, **options):
     except ModuleNotFoundError as error:
         if error.name != "transformers":
             raise
-        raise ModuleNotFoundError("tokops.patch needs transformers: pip install 'tokops[hf]'", name=error.name) from None
+        raise ModuleNotFoundError(
+            "tokops.patch needs transformers: pip install 'tokops[hf]'", name=error.name
+        ) from None
     return patch_model(model, *methods, **options)

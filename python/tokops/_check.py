@@ -22,7 +22,9 @@ def check_tensor(
         t.dim() in wanted, op, f"{name} must have {' or '.join(map(str, wanted))} dimensions, got {t.dim()}"
     )
     refuse_unless(
-        t.dtype in dtypes, op, f"{name} must be {' or '.join(str(d)[6:] for d in dtypes)}, got {str(t.dtype)[6:]}"
+        t.dtype in dtypes,
+        op,
+        f"{name} must be {' or '.join(str(d)[6:] for d in dtypes)}, got {str(t.dtype)[6:]}",
     )
     refuse_unless(t.device == like.device, op, f"{name} must be on {like.device}, got {t.device}")
 

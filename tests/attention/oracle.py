@@ -23,9 +23,7 @@ def key_rows(pages, table, length, head):
 
 def parents_of(words):
     """For every node of one tree, the set of its ancestors and itself."""
-    return [
-        {m for m in range(words.shape[0]) if (int(row[m // 64]) >> (m % 64)) & 1} for row in words
-    ]
+    return [{m for m in range(words.shape[0]) if (int(row[m // 64]) >> (m % 64)) & 1} for row in words]
 
 
 def visible_keys(length, rows, i, start, window, tree):
@@ -74,8 +72,24 @@ def attend(q, k, scale, keys, values, start, me, sink, gamma, softcap):
     return out, top + math.log(total), raw
 
 
-def paged_decode(q, k_pages, v_pages, block_table, seq_lens, *, q_lens=None, starts=None, scale=None, selected=None,
-                 counts=None, ancestors=None, sink_logit=None, log_gamma=None, softcap=None, window=None):
+def paged_decode(
+    q,
+    k_pages,
+    v_pages,
+    block_table,
+    seq_lens,
+    *,
+    q_lens=None,
+    starts=None,
+    scale=None,
+    selected=None,
+    counts=None,
+    ancestors=None,
+    sink_logit=None,
+    log_gamma=None,
+    softcap=None,
+    window=None,
+):
     """out, lse, and raw scores [B, T, Hq, capacity] (-inf where unseen)."""
     batch, t, hq, d = q.shape
     hkv = block_table.shape[1] if block_table.dim() == 3 else k_pages.shape[1]
@@ -97,7 +111,11 @@ def paged_decode(q, k_pages, v_pages, block_table, seq_lens, *, q_lens=None, sta
                     s, hs = min(i, selected.shape[1] - 1), selected.shape[2]
                     at = {1: 0, hkv: g, hq: h}[hs] if hs != 1 else 0
                     chosen = selected[b, s, at].tolist()
-                    chosen = chosen[: int(counts[b, s, at])] if counts is not None else [x for x in chosen if x >= 0]
+                    chosen = (
+                        chosen[: int(counts[b, s, at])]
+                        if counts is not None
+                        else [x for x in chosen if x >= 0]
+                    )
                     seen = [j for j in seen if j in set(chosen)]
                 row = floats(q[b, i, h])
                 sink = float(sink_logit[h]) if sink_logit is not None else None

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tokops.attention import paged_append, paged_gather_rows
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

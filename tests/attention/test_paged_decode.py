@@ -1,5 +1,7 @@
 """paged_decode, paged_decode_scores and paged_scores against a row-by-row float64 oracle, and their refusals."""
 
+import itertools
+
 import pytest
 import torch
 from compare import assert_within_dtype_error
@@ -15,9 +17,10 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 def check(x: inputs.Paged, device="cpu"):
     """Our result on `device` against the oracle."""
-    args, extra = [t.to(device) for t in x.decode_args], {
-        k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in x.extra.items()
-    }
+    args, extra = (
+        [t.to(device) for t in x.decode_args],
+        {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in x.extra.items()},
+    )
     out, lse = paged_decode(*args, **extra)
     want, want_lse, _ = oracle.paged_decode(*x.decode_args, **x.extra)
     assert_within_dtype_error(out, want, x.q.dtype)
@@ -56,7 +59,8 @@ def test_ragged_and_empty(device):
 
 def test_empty_batch(device):
     x = inputs.paged(0, lens=[5])
-    out, lse = paged_decode(*(t[:0].to(device) if i != 1 and i != 2 else t.to(device) for i, t in enumerate(x.decode_args)))
+    q, k_pages, v_pages, table, lens = (t.to(device) for t in x.decode_args)
+    out, lse = paged_decode(q[:0], k_pages, v_pages, table[:0], lens[:0])
     assert out.shape == (0, 1, 4, 64)
     assert lse.shape == (0, 1, 4)
 
@@ -88,8 +92,14 @@ def test_a_chain_is_causal():
 @pytest.mark.parametrize("option", ["sink_logit", "log_gamma", "softcap", "window", "scale", "starts"])
 def test_each_option(option, device):
     x = inputs.paged(5, lens=[33, 80], rows=2, group=2)
-    value = {"sink_logit": torch.randn(4), "log_gamma": torch.randn(4) * 3, "softcap": 1.5, "window": 7,
-             "scale": 1.0, "starts": inputs.int32(4, 60)}[option]
+    value = {
+        "sink_logit": torch.randn(4),
+        "log_gamma": torch.randn(4) * 3,
+        "softcap": 1.5,
+        "window": 7,
+        "scale": 1.0,
+        "starts": inputs.int32(4, 60),
+    }[option]
     x.extra = {option: value}
     out, _ = check(x, device)
     plain, _ = paged_decode(*(t.to(device) for t in x.decode_args))
@@ -185,7 +195,8 @@ def test_scores(reduce, dtype, device):
     x.extra = {"starts": inputs.int32(3, 0, 0)}
     _, _, raw = oracle.paged_decode(*x.decode_args, **x.extra)
     raw = raw[:, 0]
-    want = raw if reduce == "none" else raw.view(3, 2, 3, -1).amax(2) if reduce == "max" else raw.view(3, 2, 3, -1).sum(2)
+    groups = raw.view(3, 2, 3, -1)
+    want = {"none": raw, "max": groups.amax(2), "sum": groups.sum(2)}[reduce]
     moved = [t.to(device) for t in x.decode_args]
     starts = x.extra["starts"].to(device)
     out, _, scores = paged_decode_scores(*moved, reduce=reduce, starts=starts)
@@ -227,11 +238,22 @@ def test_scores_over_channels(channels):
 def test_any_combination(data):
     """Whatever the arguments, the oracle agrees."""
     draw = lambda s: data.draw(s)  # noqa: E731
-    rows, heads, group = draw(st.integers(1, 5)), draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 3, 5, 7]))
+    rows, heads, group = (
+        draw(st.integers(1, 5)),
+        draw(st.integers(1, 3)),
+        draw(st.sampled_from([1, 2, 3, 5, 7])),
+    )
     lens = draw(st.lists(st.integers(rows, 80), min_size=1, max_size=3))
     x = inputs.paged(
-        draw(st.integers(0, 99)), lens=lens, rows=rows, heads=heads, group=group, dim=draw(st.sampled_from([16, 64])),
-        page=draw(st.sampled_from([1, 5, 64])), dtype=draw(st.sampled_from(DTYPES)), per_head=draw(st.booleans()),
+        draw(st.integers(0, 99)),
+        lens=lens,
+        rows=rows,
+        heads=heads,
+        group=group,
+        dim=draw(st.sampled_from([16, 64])),
+        page=draw(st.sampled_from([1, 5, 64])),
+        dtype=draw(st.sampled_from(DTYPES)),
+        per_head=draw(st.booleans()),
     )
     maybe = lambda name, value: x.extra.update({name: value}) if draw(st.booleans()) else None  # noqa: E731
     maybe("starts", torch.tensor([draw(st.integers(0, n)) for n in lens], dtype=torch.int32))
@@ -254,7 +276,7 @@ def test_any_split_merges_to_the_whole(device):
     cuts = [0, 1, 63, 64, 300, 500]
     parts = [
         paged_decode(*args, selected=torch.arange(a, b, dtype=torch.int32, device=device).view(1, 1, 1, -1))
-        for a, b in zip(cuts, cuts[1:], strict=False)
+        for a, b in itertools.pairwise(cuts)
     ]
     for order in (parts, parts[::-1]):
         out, lse = merge_states([p[0] for p in order], [p[1] for p in order])
@@ -306,7 +328,9 @@ def bad(message, **changes):
         bad("block_table must have 3 rows, got 2", q=torch.randn(3, 1, 4, 64)),
         bad("v_pages must", v_pages=torch.randn(7, 2, 16, 32)),
         bad("v_pages must be float32", v_pages=torch.randn(9, 2, 16, 64).half()),
-        bad("k_pages must have a contiguous last dimension", k_pages=torch.randn(9, 2, 64, 16).transpose(2, 3)),
+        bad(
+            "k_pages must have a contiguous last dimension", k_pages=torch.randn(9, 2, 64, 16).transpose(2, 3)
+        ),
         bad("block_table must be int32, got", block_table=torch.zeros(2, 4, dtype=torch.int64)),
         bad("block_table entries must be 0..8", block_table=torch.full((2, 4), 9, dtype=torch.int32)),
         bad("block_table entries must be 0..8", block_table=torch.full((2, 4), -1, dtype=torch.int32)),
@@ -322,13 +346,22 @@ def bad(message, **changes):
         bad("softcap must be > 0", softcap=0.0),
         bad("window must be > 0", window=0),
         bad("counts needs selected", counts=torch.zeros(2, 1, 1, dtype=torch.int32)),
-        bad("selected must be [B, 1 or T, 1 or Hkv or Hq, k]", selected=torch.zeros(2, 1, 3, 4, dtype=torch.int32)),
+        bad(
+            "selected must be [B, 1 or T, 1 or Hkv or Hq, k]",
+            selected=torch.zeros(2, 1, 3, 4, dtype=torch.int32),
+        ),
         bad("selected must be int32, got", selected=torch.zeros(2, 1, 1, 4, dtype=torch.int64)),
         bad("strictly ascending", selected=torch.tensor([3, 1], dtype=torch.int32).expand(2, 1, 1, 2)),
         bad("strictly ascending", selected=torch.tensor([3, 3], dtype=torch.int32).expand(2, 1, 1, 2)),
-        bad("selected positions must be 0..seq_lens-1", selected=torch.full((2, 1, 1, 1), 40, dtype=torch.int32)),
-        bad("counts must be 0..1", selected=torch.zeros(2, 1, 1, 1, dtype=torch.int32),
-            counts=torch.full((2, 1, 1), 2, dtype=torch.int32)),
+        bad(
+            "selected positions must be 0..seq_lens-1",
+            selected=torch.full((2, 1, 1, 1), 40, dtype=torch.int32),
+        ),
+        bad(
+            "counts must be 0..1",
+            selected=torch.zeros(2, 1, 1, 1, dtype=torch.int32),
+            counts=torch.full((2, 1, 1), 2, dtype=torch.int32),
+        ),
         bad("ancestors must be [B, T, W]", ancestors=torch.zeros(2, 2, 1, dtype=torch.int64)),
         bad("ancestors must be int64, got", ancestors=torch.zeros(2, 1, 1, dtype=torch.int32)),
     ],

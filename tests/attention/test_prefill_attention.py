@@ -22,12 +22,12 @@ def oracle(q, k, v, starts=None, scale=None, sink_logit=None, softcap=None, wind
                 continue
             for head in range(hq):
                 kv = head // (hq // heads)
-                keys, values = (x[i, first:position + 1, kv].double() for x in (k, v))
+                keys, values = (x[i, first : position + 1, kv].double() for x in (k, v))
                 logits = keys @ q[i, row, head].double() * (d**-0.5 if scale is None else scale)
                 if softcap is not None:
                     logits = softcap * torch.tanh(logits / softcap)
                 if sink_logit is not None:
-                    logits = torch.cat([logits, sink_logit[head:head + 1].double()])
+                    logits = torch.cat([logits, sink_logit[head : head + 1].double()])
                 out[i, row, head] = torch.softmax(logits, 0)[: len(keys)] @ values
     return out
 
@@ -89,7 +89,10 @@ def test_gradients_match_dense_math():
     [
         ({"k": torch.zeros(1, 4, 2, 8, dtype=torch.float64)}, "k must be float32, got float64"),
         ({"k": torch.zeros(1, 2, 2, 8), "v": torch.zeros(1, 2, 2, 8)}, "at least the 4 rows of q, got 2"),
-        ({"k": torch.zeros(1, 4, 3, 8), "v": torch.zeros(1, 4, 3, 8)}, "multiple of the KV heads, got 4 and 3"),
+        (
+            {"k": torch.zeros(1, 4, 3, 8), "v": torch.zeros(1, 4, 3, 8)},
+            "multiple of the KV heads, got 4 and 3",
+        ),
         ({"starts": torch.zeros(2, dtype=torch.int32)}, r"starts must be \[B\] = \[1\]"),
         ({"softcap": -1.0}, "softcap must be > 0"),
         ({"window": 0}, "window must be > 0, got 0"),
@@ -97,6 +100,11 @@ def test_gradients_match_dense_math():
     ],
 )
 def test_refuses_what_is_wrong(changes, message):
-    arguments = {"q": torch.zeros(1, 4, 4, 8), "k": torch.zeros(1, 4, 2, 8), "v": torch.zeros(1, 4, 2, 8), **changes}
+    arguments = {
+        "q": torch.zeros(1, 4, 4, 8),
+        "k": torch.zeros(1, 4, 2, 8),
+        "v": torch.zeros(1, 4, 2, 8),
+        **changes,
+    }
     with pytest.raises(RuntimeError, match=message):
         prefill_attention(**arguments)

@@ -28,6 +28,9 @@ class Fiber {
  public:
   Fiber() = default;  // the caller's own stack, known once it has been left
   Fiber(const Fiber&) = delete;
+  ~Fiber() {
+    if (stack_) munmap(stack_ - kGuard, kGuard + kStack);
+  }
 
   // Makes the next switch to this fiber call entry(), which must not return.
   void start(void (*entry)()) {

@@ -1,4 +1,4 @@
-"""The index shifts of mutate.py: file, what stands there, what takes its place, why nothing can turn red."""
+"""The index shifts of mutate.py: (file, what stands there, what takes its place, why nothing can turn red)."""
 
 _ON_PURPOSE = "a permutation of banks that writer and readers share: changes speed, not results"
 
@@ -24,16 +24,20 @@ SHIFTS = [
     ("tile.cuh", "stages + (n % Shape::NS)", "stages + (n % (Shape::NS - 1))"),
     ("tile.cuh", "slots + n % (Shape::NS + 1)", "slots + n % Shape::NS"),
     ("tile.cuh", "slots[n % (Shape::NS + 1)", "slots[n % Shape::NS"),
-    ("tile.cuh", "i = begin + n * Shape::KT + j", "i = begin + n * Shape::KT + j + 1"),
-    ("tile.cuh", "page_index = pos / p.P", "page_index = (pos + 1) / p.P"),
-    ("tile.cuh", "offset = pos - page_index * p.P", "offset = (pos + 1) % p.P"),
-    ("tile.cuh", "w.b * p.table_b", "w.b * p.pages"),
-    ("tile.cuh", "w.hkv * p.table_h", "0"),
+    ("tile.cuh", "n * Shape::KT + found_key();", "n * Shape::KT + found_key() + 1;"),
+    ("tile.cuh", "page_index = pos / plan.p.P", "page_index = (pos + 1) / plan.p.P"),
+    ("tile.cuh", "pos - page_index * plan.p.P", "(pos + 1) % plan.p.P"),
+    ("tile.cuh", "w.b * plan.p.table_b", "w.b * plan.p.pages"),
+    ("tile.cuh", "w.hkv * plan.p.table_h", "0"),
     ("tile.cuh", "page * p.v_n + w.hkv * p.v_h", "page * p.v_n"),
-    ("tile.cuh", "offset * p.k_p", "offset * p.D"),
+    ("tile.cuh", "f.offset * p.k_p", "f.offset * p.D"),
     ("tile.cuh", "live ? src[e]", "live ? src[e ^ 1]"),
     # Which keys a row sees.
-    ("tile.cuh", "* Shape::KT + where(i).key]", "* Shape::KT + (where(i).key ^ 1)]"),
+    (
+        "tile.cuh",
+        "where(i).row * Shape::KT + where(i).key]",
+        "where(i).row * Shape::KT + (where(i).key ^ 1)]",
+    ),
     ("tile.cuh", "p.log_gamma[w.h0 + r % w.heads]", "p.log_gamma[w.h0]"),
     ("tile.cuh", "position(where(i).key) == w.view.start", "position(where(i).key) == w.view.start + 1"),
     ("tile.cuh", "rows[r].pos > w.view.start", "rows[r].pos >= w.view.start"),
@@ -43,16 +47,24 @@ SHIFTS = [
     ("tile.cuh", "first >= lo", "first >= lo - 2"),
     # The ring of tiles.
     ("tile.cuh", "cp_async_wait<NS - 2>", "cp_async_wait<NS - 1>"),
-    ("tile.cuh", "n < NS; ++n) stream.resolve(n)", "n < NS - 1; ++n) stream.resolve(n)"),
+    ("tile.cuh", "n < NS; ++n) stream.keep(", "n < NS - 1; ++n) stream.keep("),
     ("tile.cuh", "stream.load(n + NS - 1)", "stream.load(n + NS)"),
-    ("tile.cuh", "stream.resolve(n + NS)", "stream.resolve(n + NS - 1)"),
-    ("tile.cuh", "slots + Shape::kSlots *", "slots + (Shape::kSlots - 1) *"),
+    ("tile.cuh", "stream.keep(n + NS, found)", "stream.keep(n + NS - 1, found)"),
+    (
+        "tile.cuh",
+        "slots + Shape::kSlots * int(sizeof(Slot))",
+        "slots + (Shape::kSlots - 1) * int(sizeof(Slot))",
+    ),
     ("tile.cuh", "scores = rows + block_rows * int(sizeof(Row))", "scores = rows + block_rows"),
     ("tile.cuh", "? block_rows * Shape::KT", "? (block_rows - 1) * Shape::KT"),
     # What a block writes.
     ("tile.cuh", "step = plan.warps_m * RT", "step = RT"),
     ("tile.cuh", "partial[k * DP + d]", "partial[k * DP + (d ^ 1)]"),
-    ("tile.cuh", "h = w.h0 + r % w.heads;", "h = w.h0 + (r + 1) % w.heads;"),
+    (
+        "tile.cuh",
+        "h = w.h0 + r % w.heads; const int64_t row",
+        "h = w.h0 + (r + 1) % w.heads; const int64_t row",
+    ),
     ("tile.cuh", "begin = w.begin + split * w.chunk", "begin = w.begin + split * (w.chunk + 1)"),
     ("tile.cuh", "? w.end : begin + w.chunk", "? w.end : begin + w.chunk - 1"),
     # Fragments.

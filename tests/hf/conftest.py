@@ -7,6 +7,7 @@ pytest.importorskip("transformers", reason="the hf extra is not installed")
 
 from tiny_models import build
 
+
 @pytest.fixture
 def tiny():
     """Builds a tiny model of a family."""

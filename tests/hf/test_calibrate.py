@@ -8,8 +8,8 @@ import torch
 from tiny_models import build
 
 import tokops
-from tokops.hf.calibrate import Overlap, calibrate, next_token_kl, record_overlap
-from tokops.hf.families import shape_of
+from tokops.hf.calibrate import Overlap, calibrate, next_token_kl, next_token_kls, record_overlap
+from tokops.hf.families import digest, shape_of
 from tokops.methods import TidalDecode, _calibration
 
 
@@ -45,7 +45,7 @@ def frozen_activations(model, prompts, steps):
             model(ids[:, :-steps], past_key_values=cache)
             for at in range(ids.shape[1] - steps, ids.shape[1]):
                 seen.clear()
-                model(ids[:, at:at + 1], past_key_values=cache)
+                model(ids[:, at : at + 1], past_key_values=cache)
                 rows.append([(q[0, :, 0].double(), k[0].double()) for q, k in seen])
     model.set_attn_implementation(before)
     AttentionInterface._global_mapping.pop("frozen")
@@ -87,8 +87,11 @@ def test_best_chain_is_the_best_of_all_chains():
         chains = [(2, *rest) for rest in itertools.combinations([i for i in found.layers if i > 2], again)]
 
         def served(chain):
-            return sum(float(table[max(a for a in chain if a <= layer), layer])
-                       for layer in found.layers if layer > 2 and layer not in chain)
+            return sum(
+                float(table[max(a for a in chain if a <= layer), layer])
+                for layer in found.layers
+                if layer > 2 and layer not in chain
+            )
 
         assert found.best_chain(2, again) == max(chains, key=served)
     assert found.ranking()[0][0] == max(found.layers[2:], key=lambda r: found.recall((2, r)))
@@ -96,9 +99,17 @@ def test_best_chain_is_the_best_of_all_chains():
 
 def test_calibration_is_found_again(model, prompts, tmp_path):
     seen = []
-    record = calibrate(model, prompts, budget=8, steps=3, folder=tmp_path, candidates=3,
-                       progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(n, 6) for n in range(1, 7)]
+    record = calibrate(
+        model,
+        prompts,
+        budget=8,
+        steps=3,
+        folder=tmp_path,
+        candidates=3,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    decoded = [1, 2, 3, 4, 5, 6]  # two prompts of three tokens, then each densely and at three layers
+    assert seen == [(n, 30) for n in [*decoded, 12, 15, 18, 24, 27, 30]]
     layer = record["reselect_layers"][0]
     assert record["kl"][str(layer)] == min(record["kl"].values())
     assert len(record["kl"]) == 3
@@ -128,15 +139,72 @@ def test_records_of_one_configuration_are_told_apart_by_name(model, tmp_path):
         _calibration.load(shape, tmp_path)
 
 
+def test_the_digest_is_of_what_shapes_the_computation(model):
+    from transformers import LlamaConfig
+
+    def changed(**changes):
+        return digest(LlamaConfig(**{**model.config.to_dict(), **changes}))
+
+    same = digest(model.config)
+    assert (
+        same == changed() == changed(use_cache=False, initializer_range=0.5, eos_token_id=7, a_later_field=3)
+    )
+    assert same == changed(_name_or_path="elsewhere", dtype="bfloat16", pretraining_tp=1, id2label={0: "x"})
+    others = [
+        changed(num_hidden_layers=3),
+        changed(head_dim=32),
+        changed(rms_norm_eps=1e-3),
+        changed(rope_parameters={"rope_theta": 5e5, "rope_type": "default"}),
+    ]
+    assert len({same, *others}) == 5
+
+
 def test_refuses_prompts_that_tell_nothing(model, prompts):
     with pytest.raises(ValueError, match=r"longer than budget \+ steps = 58 tokens, the shortest has 50"):
         record_overlap(model, prompts, budget=50, steps=8)
     with pytest.raises(ValueError, match="at least one prompt"):
         record_overlap(model, [], budget=50)
-    with pytest.raises(ValueError, match="layer 2 has a sliding window and cannot select; full-attention layers: 1, 3"):
+    with pytest.raises(
+        ValueError, match="layer 2 has a sliding window and cannot select; full-attention layers: 1, 3"
+    ):
         calibrate(build("gemma2"), prompts, budget=8, steps=3)
 
 
 def test_kl_of_a_covering_budget_is_zero_and_of_a_small_one_is_not(model, prompts):
-    assert next_token_kl(model, TidalDecode(budget=100, reselect_layer=4), prompts, steps=3) == pytest.approx(0, abs=1e-6)
+    assert next_token_kl(model, TidalDecode(budget=100, reselect_layer=4), prompts, steps=3) == pytest.approx(
+        0, abs=1e-6
+    )
     assert next_token_kl(model, TidalDecode(budget=4, reselect_layer=4), prompts, steps=3) > 1e-3
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_methods_measured_together_are_measured_as_alone(family, prompts):
+    model = build(family, num_hidden_layers=7)
+    methods = [
+        TidalDecode(budget=4, select_layer=3, reselect_layer=5),
+        TidalDecode(budget=8, select_layer=1, dense_layers=(0,), reselect_layer=3),
+    ]
+    together = next_token_kls(model, methods, prompts, steps=3)
+    for method, value in zip(methods, together, strict=True):
+        logits = []
+        for patched in ((), (method,)):
+            with tokops.patch(model, *patched) as run, torch.no_grad():
+                for ids in prompts:
+                    cache = run.new_cache()
+                    model(ids[:, :-3], past_key_values=cache)
+                    logits += [
+                        model(ids[:, at : at + 1], past_key_values=cache).logits[0, -1].double()
+                        for at in range(ids.shape[1] - 3, ids.shape[1])
+                    ]
+        dense, sparse = torch.stack(logits).log_softmax(-1).chunk(2)
+        assert value == pytest.approx(float((dense.exp() * (dense - sparse)).sum(-1).mean()), rel=1e-4)
+
+
+def test_a_run_adopts_only_tokops_caches(model):
+    from transformers import DynamicCache
+
+    with (
+        tokops.patch(model) as run,
+        pytest.raises(TypeError, match="only a tokops cache can be taken over, got DynamicCache"),
+    ):
+        run.adopt(DynamicCache(config=model.config))

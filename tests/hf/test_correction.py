@@ -63,7 +63,7 @@ def test_tokens_given_out_stay_and_later_ones_follow_the_corrected_cache(model, 
     with tokops.patch(model, method(7)):
         corrected = generate(model, prompts)
     prompt = prompts["input_ids"].shape[1]
-    assert torch.equal(corrected[:, :prompt + 8], never[:, :prompt + 8])
+    assert torch.equal(corrected[:, : prompt + 8], never[:, : prompt + 8])
 
 
 def test_sampling_streaming_stopping_and_continuing(model, prompts):

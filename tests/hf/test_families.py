@@ -71,8 +71,11 @@ def test_step_by_step_equals_whole(family, tiny, prompts):
             cache, parts, at = patched.new_cache(), [], 0
             for size in (21, 1, 7, 260, 1, 40):
                 at += size
-                parts.append(model(input_ids=ids[:, at - size:at], attention_mask=mask[:, :at],
-                                   past_key_values=cache).logits)
+                parts.append(
+                    model(
+                        input_ids=ids[:, at - size : at], attention_mask=mask[:, :at], past_key_values=cache
+                    ).logits
+                )
     real = mask.bool()
     torch.testing.assert_close(torch.cat(parts, 1)[real], expected[real], atol=5e-4, rtol=1e-3)
 

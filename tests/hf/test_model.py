@@ -43,7 +43,7 @@ def fake_python(tmp_path: pathlib.Path, monkeypatch, body: str) -> None:
 
 
 def converted(folder: pathlib.Path, **files: str) -> pathlib.Path:
-    made = folder / "converted"
+    made = folder / real.NAME
     made.mkdir()
     for name, text in files.items():
         (made / name).write_text(text)

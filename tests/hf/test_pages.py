@@ -107,7 +107,9 @@ def test_windows_release_what_nobody_reads(chunks, steps, window, draft):
         assert past + rows - first_new >= min(rows, window), "a new token inside the window was not stored"
         check_books(table)
     if steps:
-        assert table.pages_in_use <= 2 * (-(-(window + 256) // 16) + 2) + 2 * (-(-chunks[-1] // 16)) * (steps < 2)
+        assert table.pages_in_use <= 2 * (-(-(window + 256) // 16) + 2) + 2 * (-(-chunks[-1] // 16)) * (
+            steps < 2
+        )
     draft = min(draft, table.length)
     table.crop(draft)
     for position in range(max(0, table.length - window + 1), table.length):
@@ -125,9 +127,11 @@ def test_a_crop_behind_the_window_is_refused_unless_the_past_is_recorded():
         if record:
             table.crop(500)
             assert table.length == 140
-            assert (table.pages[0, (140 - 8) // 16:] >= 0).all()
+            assert (table.pages[0, (140 - 8) // 16 :] >= 0).all()
         else:
-            with pytest.raises(RuntimeError, match="cannot take back 500 tokens: those behind the window of 8"):
+            with pytest.raises(
+                RuntimeError, match="cannot take back 500 tokens: those behind the window of 8"
+            ):
                 table.crop(500)
 
 

@@ -88,7 +88,9 @@ def test_caches_and_models_are_freed_without_a_collection(model, prompts):
 def test_refuses_what_it_cannot_patch(model):
     with pytest.raises(TypeError, match="needs a transformers model, got Linear"):
         tokops.patch(torch.nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="not been tested on model family 'gpt2'; it supports gemma2, gpt_oss, llama"):
+    with pytest.raises(
+        ValueError, match="not been tested on model family 'gpt2'; it supports gemma2, gpt_oss, llama"
+    ):
         tokops.patch(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=10)))
     with pytest.raises(TypeError, match=r"takes methods such as tokops.methods.Dense\(\), got 'dense'"):
         tokops.patch(model, "dense")
@@ -142,20 +144,27 @@ def test_generate_refuses_by_name(mode, message, model, prompts):
 def test_forward_refuses_by_name(model, prompts):
     ids, mask = prompts["input_ids"], prompts["attention_mask"]
     with tokops.patch(model) as run, torch.no_grad():
-        with pytest.raises(NotImplementedError, match="output_attentions=True: attention weights are never formed"):
+        with pytest.raises(
+            NotImplementedError, match="output_attentions=True: attention weights are never formed"
+        ):
             model(ids, output_attentions=True)
         with pytest.raises(TypeError, match=r"needs a tokops cache, got DynamicCache"):
             model(ids, past_key_values=DynamicCache(config=model.config))
         with pytest.raises(NotImplementedError, match=r"continuous batching \(generate_batch\)"):
             model.generate_batch([[1, 2, 3]])
-        with pytest.raises(NotImplementedError, match=r"2-D attention_mask .* got one of shape \[2, 1, 21, 21\]"):
+        with pytest.raises(
+            NotImplementedError, match=r"2-D attention_mask .* got one of shape \[2, 1, 21, 21\]"
+        ):
             model(ids, attention_mask=torch.ones(2, 1, 21, 21, dtype=torch.bool))
         with pytest.raises(NotImplementedError, match="packed sequences"):
-            model(ids, position_ids=torch.cat([torch.arange(10), torch.arange(11)])[None].expand(2, -1),
-                  use_cache=False)
+            model(
+                ids,
+                position_ids=torch.cat([torch.arange(10), torch.arange(11)])[None].expand(2, -1),
+                use_cache=False,
+            )
         holes = mask.clone()
         holes[1, 5] = 0
-        with pytest.raises(NotImplementedError, match="padding on the left .* has padding between tokens"):
+        with pytest.raises(NotImplementedError, match=r"padding on the left .* has padding between tokens"):
             model(ids, attention_mask=holes)
         cache = run.new_cache()
         ended = torch.ones_like(mask)
@@ -163,9 +172,9 @@ def test_forward_refuses_by_name(model, prompts):
         model(ids, attention_mask=ended, past_key_values=cache)
         with pytest.raises(NotImplementedError, match="padding between tokens"):
             model(ids[:, :1], attention_mask=torch.cat([ended, mask[:, -1:]], 1), past_key_values=cache)
+        cache = run.new_cache()
+        model(ids[:, :9], past_key_values=cache)
         with pytest.raises(NotImplementedError, match="padding at the end, and tokens follow it"):
-            cache = run.new_cache()
-            model(ids[:, :9], past_key_values=cache)
             model(ids[:, 9:], attention_mask=ended, past_key_values=cache)
     with tokops.patch(model), pytest.raises(ValueError, match=r"belongs to another tokops.patch"):
         model(ids, past_key_values=cache)
@@ -176,8 +185,9 @@ def test_padding_at_the_end_of_a_prompt_is_harmless(model, prompts):
     padded = torch.nn.functional.pad(ids, (0, 5))
     mask = (torch.arange(padded.shape[1]) < ids.shape[1])[None].long()
     with tokops.patch(model), torch.no_grad():
-        torch.testing.assert_close(model(padded, attention_mask=mask).logits[:, :21], model(ids).logits,
-                                   atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            model(padded, attention_mask=mask).logits[:, :21], model(ids).logits, atol=1e-5, rtol=1e-5
+        )
 
 
 def test_a_model_that_shares_its_config_fails_loudly(model, prompts):
@@ -227,7 +237,9 @@ def test_a_ten_line_method_plugs_in(model, prompts):
         report = run.report()
     visible = sum(range(22, 31)) / 9
     read = sum(n // 2 for n in range(22, 31)) / 9
-    assert report.tokens_read_per_step == pytest.approx(6 * (read + visible / 2))  # keys are scanned once more
+    assert report.tokens_read_per_step == pytest.approx(
+        6 * (read + visible / 2)
+    )  # keys are scanned once more
     assert report.slots == {"store": "Dense", "select": "EveryOther"}
     assert set(report.to_dict()) >= {"tokens_read_per_step", "kv_bytes", "kv_bytes_read_per_token"}
     assert "of dense" in str(report)

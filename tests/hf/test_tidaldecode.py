@@ -43,8 +43,8 @@ def decode(model, run, ids, prompt, sizes=None, mask=None):
     cache = run.new_cache(prompt_length=prompt)
     rows, at = [], 0
     for size in [prompt, *(sizes or [1] * (ids.shape[1] - prompt))]:
-        part = None if mask is None else mask[:, :at + size]
-        logits = model(ids[:, at:at + size], attention_mask=part, past_key_values=cache).logits
+        part = None if mask is None else mask[:, : at + size]
+        logits = model(ids[:, at : at + size], attention_mask=part, past_key_values=cache).logits
         rows.append(logits[:, -1:] if at < prompt else logits)
         at += size
     return torch.cat(rows, 1)
@@ -105,7 +105,7 @@ def test_a_budget_that_covers_the_text_is_dense(name, model, text):
 def test_selecting_layers_attend_densely_and_choose_their_largest_scores(model, text, spy):
     """Not only shapes: the sets are compared, so scores that were never written would show."""
     with tokops.patch(model, Spy(budget=10, reselect_layer=5), page_size=8) as run:
-        decode(model, run, text[:, :PROMPT + 1], PROMPT)
+        decode(model, run, text[:, : PROMPT + 1], PROMPT)
     assert [layer for layer, _, _ in spy] == list(range(8))
     current = PROMPT
     for layer, reader, selection in spy:
@@ -147,10 +147,12 @@ def test_chunked_prompts_stay_dense(model, text):
     with tokops.patch(model, method()) as run, torch.no_grad():
         whole = model(text).logits
         cache = run.new_cache()
-        parts = [model(text[:, a:a + 16], past_key_values=cache).logits for a in range(0, 64, 16)]
+        parts = [model(text[:, a : a + 16], past_key_values=cache).logits for a in range(0, 64, 16)]
         torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-4, rtol=1e-4)
         one = model.generate(text, max_new_tokens=12, do_sample=False)
-        assert torch.equal(model.generate(text, max_new_tokens=12, do_sample=False, prefill_chunk_size=10), one)
+        assert torch.equal(
+            model.generate(text, max_new_tokens=12, do_sample=False, prefill_chunk_size=10), one
+        )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -200,10 +202,12 @@ def test_nothing_leaks_between_prompts(model, text):
                 model(ids[:, :PROMPT], past_key_values=cache)
             for at in range(PROMPT, 64):
                 for cache, ids in zip(caches, (text, other), strict=True):
-                    last = model(ids[:, at:at + 1], past_key_values=cache).logits[:, -1]
+                    last = model(ids[:, at : at + 1], past_key_values=cache).logits[:, -1]
         assert torch.equal(last, alone[:, -1])
     state = {name: vars(module).keys() for name, module in model.named_modules()}
-    assert not any("tidal" in key.lower() or "selec" in key.lower() for keys in state.values() for key in keys)
+    assert not any(
+        "tidal" in key.lower() or "selec" in key.lower() for keys in state.values() for key in keys
+    )
 
 
 def test_the_current_token_and_kept_positions_are_always_read(model, text, spy):
@@ -245,7 +249,9 @@ def test_union_of_few_visible_positions_takes_them_all():
     scores[..., 2:4] = torch.tensor([[1.0, 1.0], [3.0, 4.0]])
     union = rank_major_union(scores, 5)[0, 0, 0]
     assert (union > float("-inf")).nonzero().flatten().tolist() == [2, 3]
-    assert union[2] > union[3], "of one rank the lower head comes first, and its tie goes to the lower position"
+    assert union[2] > union[3], (
+        "of one rank the lower head comes first, and its tie goes to the lower position"
+    )
 
 
 def test_beams_run_and_equal_stock_when_everything_is_read(model, prompts):

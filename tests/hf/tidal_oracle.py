@@ -24,7 +24,7 @@ class Oracle:
             cache, rows, at = DynamicCache(config=self.model.config), [], 0
             for size in [prompt] + [1] * (ids.shape[1] - prompt):
                 with torch.no_grad():
-                    rows.append(self.model(ids[:, at:at + size], past_key_values=cache).logits[:, -1])
+                    rows.append(self.model(ids[:, at : at + size], past_key_values=cache).logits[:, -1])
                 at += size
             return torch.stack(rows, 1)
         finally:
@@ -32,11 +32,25 @@ class Oracle:
             AttentionInterface._global_mapping.pop(NAME)
             AttentionMaskInterface._global_mapping.pop(NAME)
 
-    def attention(self, module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None,
-                  s_aux=None, **kwargs):
+    def attention(
+        self,
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        scaling=None,
+        sliding_window=None,
+        softcap=None,
+        s_aux=None,
+        **kwargs,
+    ):
         _, hq, t, _ = query.shape
         group = hq // key.shape[1]
-        logits = torch.einsum("bhtd,bhld->bhtl", query.double(), key.double().repeat_interleave(group, 1)) * scaling
+        logits = (
+            torch.einsum("bhtd,bhld->bhtl", query.double(), key.double().repeat_interleave(group, 1))
+            * scaling
+        )
         length = key.shape[2]
         position = torch.arange(length - t, length)[:, None]
         see = torch.arange(length) <= position
@@ -83,7 +97,7 @@ class Oracle:
         lists = []
         for head in range(heads):
             first = head // size * size
-            best = shared[first:first + size].amax(0).tolist()
+            best = shared[first : first + size].amax(0).tolist()
             order = sorted(set(range(length)) - kept, key=lambda j, best=best: (-best[j], j))
             lists.append(kept | set(order[: method.budget - len(kept)]))
         return lists

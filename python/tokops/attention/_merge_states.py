@@ -62,7 +62,7 @@ def merge_states(outs: Sequence[Tensor] | Tensor, lses: Sequence[Tensor] | Tenso
     Args:
         outs: results ``[..., D]`` of one shape and dtype (float32, bfloat16, float16), a sequence or stacked
             along a leading axis.
-        lses: their ``[...]`` float32 natural-log normalisers; -inf marks an empty part: its result is ignored.
+        lses: their ``[...]`` float32 natural-log normalisers; -inf marks an empty part, ignored.
 
     Returns:
         ``out [..., D]`` in the dtype of ``outs`` and ``lse [...]`` float32; 0 and -inf where all are empty.

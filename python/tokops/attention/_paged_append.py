@@ -102,7 +102,7 @@ def paged_append(
     Raises:
         RuntimeError: wrong shape, dtype, device or range, naming the argument.
     """
-    if checked() and k_pages.is_cuda:
+    if k_pages.is_cuda and checked():
         _check_append_values(k_pages, block_table, seq_lens, q_lens, k.shape[1])
     torch.ops.tokops.paged_append.default(k_pages, v_pages, block_table, seq_lens, k, v, q_lens=q_lens)
 
@@ -203,7 +203,7 @@ def paged_gather_rows(
     Raises:
         RuntimeError: wrong shape, dtype, device or range, naming the argument.
     """
-    if checked() and k_pages.is_cuda:
+    if k_pages.is_cuda and checked():
         _check_gather_values(k_pages, block_table, base, rows, counts)
     torch.ops.tokops.paged_gather_rows.default(k_pages, v_pages, block_table, base, rows, counts=counts)
 
@@ -233,6 +233,7 @@ def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
         shapes = [(8, 8, 64, 256, 1, 128), (1, 8, 16384, 1, 8000, 128)]
     else:
         shapes = [(2, 3, 4, 5, 1, 8), (3, 2, 16, 2, 7, 33), (1, 1, 1, 12, 12, 1), (2, 2, 64, 1, 5, 64)]
+        shapes.append((1, 1, 8, 6, 9, 600))  # more columns than a CUDA block has threads, where unaligned
     for batch, heads, page, pages, n, d in shapes:
         for dtype in FLOATS:
             for per_head in (False, True):

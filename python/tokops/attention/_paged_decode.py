@@ -21,14 +21,32 @@ _ARGS = (
 _DENSE_ARGS = _ARGS.replace("Tensor? selected=None, Tensor? counts=None, ", "")
 
 
-def _check(op_name, q, k_pages, v_pages, block_table, seq_lens, q_lens=None, starts=None, selected=None,
-           counts=None, ancestors=None, sink_logit=None, log_gamma=None, softcap=None, window=None):
+def _check(
+    op_name,
+    q,
+    k_pages,
+    v_pages,
+    block_table,
+    seq_lens,
+    q_lens=None,
+    starts=None,
+    selected=None,
+    counts=None,
+    ancestors=None,
+    sink_logit=None,
+    log_gamma=None,
+    softcap=None,
+    window=None,
+):
     heads = logical.check_pages(op_name, k_pages, "k_pages", block_table, seq_lens, q.shape[0])
     logical.check_queries(op_name, q, k_pages, heads)
     check_tensor(op_name, "v_pages", v_pages, 4, (k_pages.dtype,), k_pages)
     check_shape(op_name, "v_pages", v_pages, k_pages.shape, "the shape of k_pages")
-    refuse_unless(v_pages.stride(-1) == 1 or v_pages.shape[-1] <= 1, op_name,
-                  "v_pages must have a contiguous last dimension")
+    refuse_unless(
+        v_pages.stride(-1) == 1 or v_pages.shape[-1] <= 1,
+        op_name,
+        "v_pages must have a contiguous last dimension",
+    )
     b, t, hq, _ = q.shape
     for name, x in (("q_lens", q_lens), ("starts", starts)):
         if x is not None:
@@ -84,12 +102,43 @@ def _chosen(selected, counts, heads, hq, length):
 
 
 @op(f"paged_decode({_ARGS}) -> (Tensor out, Tensor lse)", tags=(torch.Tag.needs_exact_strides,))
-def reference(q, k_pages, v_pages, block_table, seq_lens, *, q_lens=None, starts=None, scale=None,
-              selected=None, counts=None, ancestors=None, sink_logit=None, log_gamma=None, softcap=None,
-              window=None, _op="paged_decode"):
+def reference(
+    q,
+    k_pages,
+    v_pages,
+    block_table,
+    seq_lens,
+    *,
+    q_lens=None,
+    starts=None,
+    scale=None,
+    selected=None,
+    counts=None,
+    ancestors=None,
+    sink_logit=None,
+    log_gamma=None,
+    softcap=None,
+    window=None,
+    _op="paged_decode",
+):
     """The definition, in plain PyTorch (float32 inside)."""
-    heads = _check(_op, q, k_pages, v_pages, block_table, seq_lens, q_lens, starts, selected, counts,
-                   ancestors, sink_logit, log_gamma, softcap, window)
+    heads = _check(
+        _op,
+        q,
+        k_pages,
+        v_pages,
+        block_table,
+        seq_lens,
+        q_lens,
+        starts,
+        selected,
+        counts,
+        ancestors,
+        sink_logit,
+        log_gamma,
+        softcap,
+        window,
+    )
     _check_values(_op, q, k_pages, block_table, seq_lens, q_lens, starts, selected, counts)
     b, t, hq, d = q.shape
     length = logical.capacity(k_pages, block_table)
@@ -104,7 +153,9 @@ def reference(q, k_pages, v_pages, block_table, seq_lens, *, q_lens=None, starts
         initial = torch.arange(length, device=q.device) == first[:, None]  # [B, L]
         beyond = position > first[:, None, None]  # a row that sees more than the initial token
         gain = log_gamma.view(1, 1, heads, -1, 1)
-        logits = torch.where((initial[:, None, None] & beyond[..., None])[..., None, :], logits + gain, logits)
+        logits = torch.where(
+            (initial[:, None, None] & beyond[..., None])[..., None, :], logits + gain, logits
+        )
     allowed = see[:, :, :, None].expand_as(logits)
     if selected is not None:
         allowed = allowed & _chosen(selected, counts, heads, hq, length)
@@ -133,10 +184,41 @@ def reference(q, k_pages, v_pages, block_table, seq_lens, *, q_lens=None, starts
 
 
 @torch.library.register_fake("tokops::paged_decode")
-def _(q, k_pages, v_pages, block_table, seq_lens, *, q_lens=None, starts=None, scale=None, selected=None,
-      counts=None, ancestors=None, sink_logit=None, log_gamma=None, softcap=None, window=None):
-    _check("paged_decode", q, k_pages, v_pages, block_table, seq_lens, q_lens, starts, selected, counts,
-           ancestors, sink_logit, log_gamma, softcap, window)
+def _(
+    q,
+    k_pages,
+    v_pages,
+    block_table,
+    seq_lens,
+    *,
+    q_lens=None,
+    starts=None,
+    scale=None,
+    selected=None,
+    counts=None,
+    ancestors=None,
+    sink_logit=None,
+    log_gamma=None,
+    softcap=None,
+    window=None,
+):
+    _check(
+        "paged_decode",
+        q,
+        k_pages,
+        v_pages,
+        block_table,
+        seq_lens,
+        q_lens,
+        starts,
+        selected,
+        counts,
+        ancestors,
+        sink_logit,
+        log_gamma,
+        softcap,
+        window,
+    )
     return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
@@ -145,10 +227,12 @@ def _scores_shape(q, heads, reduce, length):
 
 
 def _check_reduce(op_name, reduce, max_len, length):
-    refuse_unless(reduce in ("none", "max", "sum"), op_name,
-                  f"reduce must be none, max or sum, got {reduce}")
-    refuse_unless(max_len is None or 0 <= max_len <= length, op_name,
-                  f"max_len must be 0..{length} (pages * page size), got {max_len}")
+    refuse_unless(reduce in ("none", "max", "sum"), op_name, f"reduce must be none, max or sum, got {reduce}")
+    refuse_unless(
+        max_len is None or 0 <= max_len <= length,
+        op_name,
+        f"max_len must be 0..{length} (pages * page size), got {max_len}",
+    )
     return length if max_len is None else max_len
 
 
@@ -170,26 +254,93 @@ def raw_scores(q, k_pages, block_table, seq_lens, q_lens, starts, ancestors, win
     " -> (Tensor out, Tensor lse, Tensor scores)",
     tags=(torch.Tag.needs_exact_strides,),
 )
-def scores_reference(q, k_pages, v_pages, block_table, seq_lens, *, q_lens=None, starts=None, scale=None,
-                     ancestors=None, sink_logit=None, log_gamma=None, softcap=None, window=None,
-                     reduce="none", max_len=None):
+def scores_reference(
+    q,
+    k_pages,
+    v_pages,
+    block_table,
+    seq_lens,
+    *,
+    q_lens=None,
+    starts=None,
+    scale=None,
+    ancestors=None,
+    sink_logit=None,
+    log_gamma=None,
+    softcap=None,
+    window=None,
+    reduce="none",
+    max_len=None,
+):
     """Both results, each by its definition."""
-    out, lse = reference(q, k_pages, v_pages, block_table, seq_lens, q_lens=q_lens, starts=starts,
-                         scale=scale, ancestors=ancestors, sink_logit=sink_logit, log_gamma=log_gamma,
-                         softcap=softcap, window=window, _op="paged_decode_scores")
+    out, lse = reference(
+        q,
+        k_pages,
+        v_pages,
+        block_table,
+        seq_lens,
+        q_lens=q_lens,
+        starts=starts,
+        scale=scale,
+        ancestors=ancestors,
+        sink_logit=sink_logit,
+        log_gamma=log_gamma,
+        softcap=softcap,
+        window=window,
+        _op="paged_decode_scores",
+    )
     length = _check_reduce("paged_decode_scores", reduce, max_len, logical.capacity(k_pages, block_table))
-    return out, lse, raw_scores(q, k_pages, block_table, seq_lens, q_lens, starts, ancestors, window, scale,
-                                reduce, length)
+    return (
+        out,
+        lse,
+        raw_scores(
+            q, k_pages, block_table, seq_lens, q_lens, starts, ancestors, window, scale, reduce, length
+        ),
+    )
 
 
 @torch.library.register_fake("tokops::paged_decode_scores")
-def _(q, k_pages, v_pages, block_table, seq_lens, *, q_lens=None, starts=None, scale=None, ancestors=None,
-      sink_logit=None, log_gamma=None, softcap=None, window=None, reduce="none", max_len=None):
-    heads = _check("paged_decode_scores", q, k_pages, v_pages, block_table, seq_lens, q_lens, starts, None,
-                   None, ancestors, sink_logit, log_gamma, softcap, window)
+def _(
+    q,
+    k_pages,
+    v_pages,
+    block_table,
+    seq_lens,
+    *,
+    q_lens=None,
+    starts=None,
+    scale=None,
+    ancestors=None,
+    sink_logit=None,
+    log_gamma=None,
+    softcap=None,
+    window=None,
+    reduce="none",
+    max_len=None,
+):
+    heads = _check(
+        "paged_decode_scores",
+        q,
+        k_pages,
+        v_pages,
+        block_table,
+        seq_lens,
+        q_lens,
+        starts,
+        None,
+        None,
+        ancestors,
+        sink_logit,
+        log_gamma,
+        softcap,
+        window,
+    )
     length = _check_reduce("paged_decode_scores", reduce, max_len, logical.capacity(k_pages, block_table))
-    return (q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32),
-            q.new_empty(_scores_shape(q, heads, reduce, length), dtype=torch.float32))
+    return (
+        q.new_empty(q.shape),
+        q.new_empty(q.shape[:3], dtype=torch.float32),
+        q.new_empty(_scores_shape(q, heads, reduce, length), dtype=torch.float32),
+    )
 
 
 def paged_decode(
@@ -255,12 +406,24 @@ def paged_decode(
     if selected is not None and selected.dim() == 3:
         selected = selected[:, None]
         counts = counts[:, None] if counts is not None and counts.dim() == 2 else counts
-    if checked() and q.is_cuda:
+    if q.is_cuda and checked():
         _check_values("paged_decode", q, k_pages, block_table, seq_lens, q_lens, starts, selected, counts)
     return torch.ops.tokops.paged_decode.default(
-        q, k_pages, v_pages, block_table, seq_lens, q_lens=q_lens, starts=starts, scale=scale,
-        selected=selected, counts=counts, ancestors=ancestors, sink_logit=sink_logit, log_gamma=log_gamma,
-        softcap=softcap, window=window,
+        q,
+        k_pages,
+        v_pages,
+        block_table,
+        seq_lens,
+        q_lens=q_lens,
+        starts=starts,
+        scale=scale,
+        selected=selected,
+        counts=counts,
+        ancestors=ancestors,
+        sink_logit=sink_logit,
+        log_gamma=log_gamma,
+        softcap=softcap,
+        window=window,
     )
 
 
@@ -293,12 +456,24 @@ def paged_decode_scores(
     Returns:
         ``out``, ``lse`` and ``scores`` as :func:`paged_scores` gives them (before softcap and log_gamma).
     """
-    if checked() and q.is_cuda:
+    if q.is_cuda and checked():
         _check_values("paged_decode_scores", q, k_pages, block_table, seq_lens, q_lens, starts, None, None)
     out, lse, scores = torch.ops.tokops.paged_decode_scores.default(
-        q, k_pages, v_pages, block_table, seq_lens, q_lens=q_lens, starts=starts, scale=scale,
-        ancestors=ancestors, sink_logit=sink_logit, log_gamma=log_gamma, softcap=softcap, window=window,
-        reduce="none" if reduce in NORMALISED else reduce, max_len=max_len,
+        q,
+        k_pages,
+        v_pages,
+        block_table,
+        seq_lens,
+        q_lens=q_lens,
+        starts=starts,
+        scale=scale,
+        ancestors=ancestors,
+        sink_logit=sink_logit,
+        log_gamma=log_gamma,
+        softcap=softcap,
+        window=window,
+        reduce="none" if reduce in NORMALISED else reduce,
+        max_len=max_len,
     )
     if reduce in NORMALISED:
         scores = vote_scores(scores, logical.kv_heads(k_pages, block_table), reduce)
@@ -312,8 +487,9 @@ def _small_cases() -> Iterator[tuple[str, inputs.Paged]]:
     for i, (dtype, dim, group) in enumerate(
         [(torch.bfloat16, 64, 7), (torch.float16, 96, 4), (torch.float32, 80, 1), (torch.bfloat16, 192, 16)]
     ):
-        yield f"{dtype} D {dim} G {group}", inputs.paged(
-            10 + i, lens=[70, 17], group=group, dim=dim, dtype=dtype, heads=1 + i % 2
+        yield (
+            f"{dtype} D {dim} G {group}",
+            inputs.paged(10 + i, lens=[70, 17], group=group, dim=dim, dtype=dtype, heads=1 + i % 2),
         )
     x = inputs.paged(2, lens=[40, 90, 5], rows=5, page=1)
     x.extra = {"q_lens": tokens(5, 3, 0), "starts": tokens(0, 80, 2), "scale": 0.2}
@@ -332,16 +508,21 @@ def _small_cases() -> Iterator[tuple[str, inputs.Paged]]:
     yield "strided pools", x
     x = inputs.paged(7, lens=[90, 33])
     x.q[0, 0, 0, 0] = float("nan")
-    x.k_pages[x.block_table[1, 0].item(), 0, 3, 5] = float("nan")
-    x.v_pages[x.block_table[1, 0].item(), 0, 3, 5] = float("inf")
+    page = int(x.block_table[1, 0])
+    x.k_pages[page, 0, 3, 5] = float("nan")
+    x.v_pages[page, 0, 3, 5] = float("inf")
     yield "NaN in q and k", x
 
 
 def _selected_cases() -> Iterator[tuple[str, inputs.Paged]]:
     lens = [100, 45, 9]
     for rows, s, hs, k, dtype in [
-        (1, 1, 1, 30, torch.float32), (1, 1, 2, 64, torch.bfloat16), (1, 1, 6, 20, torch.float16),
-        (4, 1, 2, 33, torch.float32), (4, 4, 2, 25, torch.bfloat16), (4, 4, 6, 5, torch.float32),
+        (1, 1, 1, 30, torch.float32),
+        (1, 1, 2, 64, torch.bfloat16),
+        (1, 1, 6, 20, torch.float16),
+        (4, 1, 2, 33, torch.float32),
+        (4, 4, 2, 25, torch.bfloat16),
+        (4, 4, 6, 5, torch.float32),
         (4, 4, 1, 0, torch.float32),
     ]:
         x = inputs.paged(20 + k, lens=lens, rows=rows, group=3, dtype=dtype)

@@ -29,25 +29,56 @@ def _check(q, k_pages, block_table, seq_lens, q_lens, starts, ancestors, window,
             check_shape("paged_scores", name, x, q.shape[:1], "[B]")
     if ancestors is not None:
         check_tensor("paged_scores", "ancestors", ancestors, 3, (torch.int64,), q)
-        refuse_unless(tuple(ancestors.shape[:2]) == tuple(q.shape[:2]), "paged_scores",
-                      f"ancestors must be [B, T, W], got {list(ancestors.shape)}")
+        refuse_unless(
+            tuple(ancestors.shape[:2]) == tuple(q.shape[:2]),
+            "paged_scores",
+            f"ancestors must be [B, T, W], got {list(ancestors.shape)}",
+        )
     refuse_unless(window is None or window > 0, "paged_scores", f"window must be > 0, got {window}")
     return heads, _check_reduce("paged_scores", reduce, max_len, logical.capacity(k_pages, block_table))
 
 
 @op(f"paged_scores({_ARGS}) -> Tensor", tags=(torch.Tag.needs_exact_strides,))
-def reference(q, k_pages, block_table, seq_lens, *, q_lens=None, starts=None, ancestors=None, window=None,
-              scale=None, reduce="none", max_len=None):
+def reference(
+    q,
+    k_pages,
+    block_table,
+    seq_lens,
+    *,
+    q_lens=None,
+    starts=None,
+    ancestors=None,
+    window=None,
+    scale=None,
+    reduce="none",
+    max_len=None,
+):
     """The definition, in plain PyTorch (float32 inside)."""
     _, length = _check(q, k_pages, block_table, seq_lens, q_lens, starts, ancestors, window, reduce, max_len)
     logical.check_values("paged_scores", k_pages, block_table, seq_lens, q_lens, starts, q.shape[1])
-    return raw_scores(q, k_pages, block_table, seq_lens, q_lens, starts, ancestors, window, scale, reduce, length)
+    return raw_scores(
+        q, k_pages, block_table, seq_lens, q_lens, starts, ancestors, window, scale, reduce, length
+    )
 
 
 @torch.library.register_fake("tokops::paged_scores")
-def _(q, k_pages, block_table, seq_lens, *, q_lens=None, starts=None, ancestors=None, window=None, scale=None,
-      reduce="none", max_len=None):
-    heads, length = _check(q, k_pages, block_table, seq_lens, q_lens, starts, ancestors, window, reduce, max_len)
+def _(
+    q,
+    k_pages,
+    block_table,
+    seq_lens,
+    *,
+    q_lens=None,
+    starts=None,
+    ancestors=None,
+    window=None,
+    scale=None,
+    reduce="none",
+    max_len=None,
+):
+    heads, length = _check(
+        q, k_pages, block_table, seq_lens, q_lens, starts, ancestors, window, reduce, max_len
+    )
     return q.new_empty(_scores_shape(q, heads, reduce, length), dtype=torch.float32)
 
 
@@ -86,21 +117,37 @@ def paged_scores(
     """
     if channels is not None:
         d = q.shape[-1]
-        refuse_unless(channels.dim() in (1, 2) and channels.dtype in (torch.int32, torch.int64), "paged_scores",
-                      f"channels must be [C] or [Hq, C] integers, got {list(channels.shape)} {channels.dtype}")
-        refuse_unless(channels.dim() == 1 or channels.shape[0] == q.shape[2], "paged_scores",
-                      f"channels must have {q.shape[2]} rows (Hq), got {channels.shape[0]}")
+        refuse_unless(
+            channels.dim() in (1, 2) and channels.dtype in (torch.int32, torch.int64),
+            "paged_scores",
+            f"channels must be [C] or [Hq, C] integers, got {list(channels.shape)} {channels.dtype}",
+        )
+        refuse_unless(
+            channels.dim() == 1 or channels.shape[0] == q.shape[2],
+            "paged_scores",
+            f"channels must have {q.shape[2]} rows (Hq), got {channels.shape[0]}",
+        )
         if not channels.is_cuda or checked():
-            refuse_unless(bool(((channels >= 0) & (channels < d)).all()), "paged_scores",
-                          f"channels must be 0..{d - 1}")
+            refuse_unless(
+                bool(((channels >= 0) & (channels < d)).all()), "paged_scores", f"channels must be 0..{d - 1}"
+            )
         keep = torch.zeros(*channels.shape[:-1], d, dtype=torch.bool, device=q.device)
         q = q.masked_fill(~keep.scatter_(-1, channels.long(), True), 0)
         scale = d**-0.5 if scale is None else scale
-    if checked() and q.is_cuda:
+    if q.is_cuda and checked():
         logical.check_values("paged_scores", k_pages, block_table, seq_lens, q_lens, starts, q.shape[1])
     scores = torch.ops.tokops.paged_scores.default(
-        q, k_pages, block_table, seq_lens, q_lens=q_lens, starts=starts, ancestors=ancestors, window=window,
-        scale=scale, reduce="none" if reduce in NORMALISED else reduce, max_len=max_len,
+        q,
+        k_pages,
+        block_table,
+        seq_lens,
+        q_lens=q_lens,
+        starts=starts,
+        ancestors=ancestors,
+        window=window,
+        scale=scale,
+        reduce="none" if reduce in NORMALISED else reduce,
+        max_len=max_len,
     )
     if reduce in NORMALISED:
         scores = vote_scores(scores, logical.kv_heads(k_pages, block_table), reduce)

@@ -18,12 +18,18 @@ def _check(q, k, v, starts, sink_logit, softcap, window):
     b, t, hq, d = q.shape
     for label, x in (("k", k), ("v", v)):
         check_tensor(name, label, x, 4, (q.dtype,), q)
-        refuse_unless(x.shape[0] == b and x.shape[3] == d, name,
-                      f"{label} must be [B, L, Hkv, D] with B {b} and D {d}, got {list(x.shape)}")
+        refuse_unless(
+            x.shape[0] == b and x.shape[3] == d,
+            name,
+            f"{label} must be [B, L, Hkv, D] with B {b} and D {d}, got {list(x.shape)}",
+        )
     check_shape(name, "v", v, k.shape, "the shape of k")
     length, heads = k.shape[1:3]
-    refuse_unless(heads > 0 and hq % heads == 0, name,
-                  f"query heads must be a multiple of the KV heads, got {hq} and {heads}")
+    refuse_unless(
+        heads > 0 and hq % heads == 0,
+        name,
+        f"query heads must be a multiple of the KV heads, got {hq} and {heads}",
+    )
     refuse_unless(t <= length, name, f"k must hold at least the {t} rows of q, got {length}")
     if starts is not None:
         check_tensor(name, "starts", starts, 1, (torch.int32,), q)
@@ -63,7 +69,7 @@ def _packed(q, k, v):
 
 
 def _with_torch(q, k, v, starts, scale, window):
-    b, t, hq, d = q.shape
+    b, t, _, d = q.shape
     past = k.shape[1] - t
     grouped, k, v = _packed(q, k, v)
     if past == 0 and starts is None and window is None:
@@ -77,7 +83,7 @@ def _with_torch(q, k, v, starts, scale, window):
             see = _sees(rows, (lo, hi), past, window, starts).to(q.device)
             mask = see if starts is None else see.repeat_interleave(heads, 0)[:, None]
             part = scaled_dot_product_attention(
-                grouped[:, :, rows[0]:rows[1]], k[:, :, lo:hi], v[:, :, lo:hi], attn_mask=mask, scale=scale
+                grouped[:, :, rows[0] : rows[1]], k[:, :, lo:hi], v[:, :, lo:hi], attn_mask=mask, scale=scale
             )
             parts.append(part)
         out = torch.cat(parts, 2)
@@ -96,7 +102,7 @@ def _with_logits(q, k, v, starts, scale, window, sink_logit, softcap):
     for first in range(0, t, step):
         rows = (first, min(first + step, t))
         lo, hi = _reach(rows, past, window)
-        grouped = q[:, rows[0]:rows[1]].float().view(b, -1, heads, hq // heads, d)
+        grouped = q[:, rows[0] : rows[1]].float().view(b, -1, heads, hq // heads, d)
         logits = torch.einsum("bthgd,bhld->bhgtl", grouped, keys[:, :, lo:hi]) * scale
         if softcap is not None:
             logits = softcap * torch.tanh(logits / softcap)

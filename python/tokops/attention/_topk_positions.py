@@ -104,7 +104,7 @@ def topk_positions(
         rows = k
     else:
         rows, k_max = None, k if k_max is None else min(k, k_max) if k >= 0 else k
-    if checked() and scores.is_cuda:
+    if scores.is_cuda and checked():
         _check_lens("topk_positions", scores, lens, rows)
     return torch.ops.tokops.topk_positions.default(scores, lens, rows, k_max)
 
@@ -128,7 +128,7 @@ def threshold_positions(
     """
     if not isinstance(threshold, Tensor):
         threshold = scores.new_full(scores.shape[:-1], threshold, dtype=torch.float32)
-    if checked() and scores.is_cuda:
+    if scores.is_cuda and checked():
         _check_lens("topk_positions", scores, lens, None)
     return torch.ops.tokops.topk_positions.default(scores, lens, None, cap, threshold)
 
@@ -156,5 +156,10 @@ def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
         odd[..., ::5], odd[..., 1::5], odd[..., 2::5] = float("nan"), float("-inf"), -0.0
         threshold = torch.tensor([[0.0, float("-inf"), float("nan")], [-1.0, float("inf"), 0.5]])
         yield "topk_positions", f"L {length} above a threshold", (odd, lens, None, length // 2, threshold), {}
+    steps = torch.tensor([float("-inf"), -3.4028234663852886e38, -0.0, 0.0, 1.401298464324817e-45, 1.0])
+    close = steps[torch.randint(0, 6, (3, 200), generator=gen)]
+    lowest = torch.tensor([float("-inf"), 0.0, -3.4028234663852886e38])
+    yield "topk_positions", "scores next to the threshold", (close, None, None, 150, lowest), {}
+    yield "topk_positions", "scores next to the threshold, few", (close, None, None, 20, lowest), {}
     yield "topk_positions", "no rows", (torch.zeros(0, 4), None, None, 2), {}
     yield "topk_positions", "one row, no batch axis", (torch.randn(40, generator=gen), None, None, 5), {}

@@ -52,7 +52,7 @@ def paged(
         less = torch.arange(heads, dtype=torch.int32) * 3
         length = torch.where(length[:, None] > 0, (length[:, None] - less).clamp_min(rows), 0).int()
     q = torch.randn(batch, rows, heads * group, dim, generator=g).to(dtype)
-    return Paged(*(x.to(device) for x in (q, k, v, table, length)))
+    return Paged(q.to(device), k.to(device), v.to(device), table.to(device), length.to(device))
 
 
 def selection(
@@ -65,7 +65,11 @@ def selection(
     for b, length in enumerate(lens):
         for s in range(rows):
             for h in range(heads):
-                n = int(torch.randint(0, min(k, length) + 1, (), generator=g)) if (s + h) % 3 else min(k, length)
+                n = (
+                    int(torch.randint(0, min(k, length) + 1, (), generator=g))
+                    if (s + h) % 3
+                    else min(k, length)
+                )
                 selected[b, s, h, :n] = torch.randperm(length, generator=g)[:n].sort().values.int()
                 counts[b, s, h] = n
     return selected.to(device), counts.to(device)

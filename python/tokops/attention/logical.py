@@ -126,8 +126,10 @@ def gather_logical(pages: Tensor, block_table: Tensor, heads: int) -> Tensor:
     """All pages of every sequence in logical order, ``[B, Hkv, pages * P, D]`` in float32."""
     table = block_table if block_table.dim() == 3 else block_table[:, None].expand(-1, heads, -1)
     b, _, n = table.shape
-    head = torch.arange(heads, device=pages.device) if pages.shape[1] == heads else torch.zeros(
-        heads, dtype=torch.long, device=pages.device
+    head = (
+        torch.arange(heads, device=pages.device)
+        if pages.shape[1] == heads
+        else torch.zeros(heads, dtype=torch.long, device=pages.device)
     )
     page = table.long().clamp(0, max(pages.shape[0] - 1, 0))
     rows = pages[page, head[None, :, None]]  # [B, Hkv, n, P, D]
@@ -149,10 +151,7 @@ def row_positions(seq_lens: Tensor, q_lens: Tensor | None, t: int, heads: int) -
     """First new position ``[B, Hkv]`` and the rows that exist ``[B, T]``."""
     length = per_head(seq_lens, heads).long()
     b = length.shape[0]
-    if q_lens is None:
-        n = torch.where(length.amin(-1) > 0, t, 0)
-    else:
-        n = q_lens.long()
+    n = torch.where(length.amin(-1) > 0, t, 0) if q_lens is None else q_lens.long()
     exists = torch.arange(t, device=seq_lens.device)[None].expand(b, t) < n[:, None]
     return length - n[:, None], exists
 
@@ -202,6 +201,4 @@ def group_logits(q: Tensor, keys: Tensor, scale: float | None) -> Tensor:
     heads = keys.shape[1]
     grouped = q.float().view(b, t, heads, hq // heads, d)
     logits = torch.einsum("bthgd,bhld->bthgl", grouped, keys) * (d**-0.5 if scale is None else scale)
-    return logits.nan_to_num(
-        nan=float("-inf"), posinf=torch.finfo(torch.float32).max, neginf=float("-inf")
-    )
+    return logits.nan_to_num(nan=float("-inf"), posinf=torch.finfo(torch.float32).max, neginf=float("-inf"))

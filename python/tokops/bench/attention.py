@@ -11,6 +11,8 @@ from tokops.attention import paged_decode, paged_decode_scores, topk_positions
 
 from . import opponents
 
+Peers = dict[str, Callable[[], object]]
+
 
 @dataclass(frozen=True)
 class Bar:
@@ -36,7 +38,7 @@ class Workload:
     """
 
     ours: Callable[[], object]
-    peers: dict[str, Callable[[], object]]
+    peers: Peers
     reads: tuple[Tensor, ...]
     check: Callable[[], None]
     fraction: float = 1.0
@@ -78,9 +80,9 @@ def dense(batch, hq, hkv, d, length, dtype, device) -> Workload:
     """Dense decode over contiguous caches."""
     q, k, v, table, lens = _inputs(batch, hq, hkv, d, length, dtype, device)
     ours = partial(paged_decode, q, k, v, table, lens)
-    peers = {name: partial(call, q, k, v) for name, call in opponents.DENSE.items()}
+    peers: Peers = {name: partial(call, q, k, v) for name, call in opponents.DENSE.items()}
     if opponents.has_flashinfer(q):
-        peers["flashinfer"] = opponents.flashinfer_decode(q, *_as_pages(k, v, 16), lens)
+        peers["flashinfer"] = _flashinfer(q, k, v, lens)
 
     def check():
         for call in peers.values():
@@ -101,6 +103,11 @@ def _as_pages(k, v, page):
     return *pools, order.view(batch, pages).int()
 
 
+def _flashinfer(q, k, v, lens):
+    k_pages, v_pages, table = _as_pages(k, v, 16)
+    return opponents.flashinfer_decode(q, k_pages, v_pages, table, lens)
+
+
 def ragged(batch, hq, hkv, d, longest, page, dtype, device) -> Workload:
     """A ragged batch in scattered pages, beside one contiguous sequence of as many tokens."""
     q, k, v, whole, _ = _inputs(batch, hq, hkv, d, longest, dtype, device)
@@ -110,7 +117,7 @@ def ragged(batch, hq, hkv, d, longest, page, dtype, device) -> Workload:
     ours = partial(paged_decode, q, k_pages, v_pages, table, seq_lens)
     one = [x.transpose(0, 1).reshape(1, hkv, -1, d)[:, :, :total] for x in (k, v)]
     mask = (torch.arange(longest, device=device) < seq_lens[:, None])[:, None, None]
-    peers = {
+    peers: Peers = {
         "our contiguous": partial(paged_decode, q[:1], *one, whole[:1], _lengths([total], device)),
         "sdpa folded": partial(opponents.sdpa_folded, q, k, v, mask),
     }
@@ -132,7 +139,7 @@ def selected(hq, hkv, d, length, k_selected, dtype, device) -> Workload:
     positions = index[:, None].int().contiguous()
     counts = torch.full((1, 1, hkv), k_selected, dtype=torch.int32, device=device)
     ours = partial(paged_decode, q, k, v, table, lens, selected=positions, counts=counts)
-    peers = {
+    peers: Peers = {
         "our dense": partial(paged_decode, q, k, v, table, lens),
         "gather + sdpa": partial(opponents.gathered, q, k, v, index),
     }
@@ -147,7 +154,7 @@ def scores(hq, hkv, d, length, reduce, dtype, device) -> Workload:
     """The dense pass that also gives its scores, beside the dense pass alone."""
     q, k, v, table, lens = _inputs(1, hq, hkv, d, length, dtype, device)
     ours = partial(paged_decode_scores, q, k, v, table, lens, reduce=reduce)
-    peers = {"our dense": partial(paged_decode, q, k, v, table, lens)}
+    peers: Peers = {"our dense": partial(paged_decode, q, k, v, table, lens)}
 
     def check():
         out, _, got = ours()
@@ -164,7 +171,7 @@ def topk(rows, length, k, device) -> Workload:
     values = _random((rows, length), torch.float32, device, 6)
     lens = _lengths([length] * rows, device)
     ours = partial(topk_positions, values, lens, k)
-    peers = {
+    peers: Peers = {
         "torch.topk": partial(torch.topk, values, k, -1),
         "torch.topk unsorted": partial(torch.topk, values, k, -1, True, False),
     }
@@ -179,7 +186,7 @@ def topk(rows, length, k, device) -> Workload:
 def _of_dtype(dtype, device, quick) -> Iterator[Case]:
     name = "fp32" if dtype == torch.float32 else "bf16"
     gqa = Bar("sdpa enable_gqa", 12.0 if dtype == torch.float32 else 18.0)
-    bars = (Bar("floor", 0.80), gqa, Bar("fastest torch", 3.0))
+    bars: tuple[Bar, ...] = (Bar("floor", 0.80), gqa, Bar("fastest torch", 3.0))
     if device != "cpu":
         bars = (Bar("floor", 0.60), Bar("flashinfer", 0.95))
     yield Case(f"dense B1 32/8x128 L16384 {name}", bars, partial(dense, 1, 32, 8, 128, 16384, dtype, device))

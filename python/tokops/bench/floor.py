@@ -1,6 +1,7 @@
 """Floors: how fast this machine reads the very bytes that an op has to read."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -45,8 +46,18 @@ def read_passes(tensors: Sequence[Tensor]) -> dict[str, Callable[[], None]]:
     words = [_words(x) for x in tensors]
     if words[0].is_cuda:
         targets = [torch.empty_like(x) for x in words]
-        return {"copy": lambda: [target.copy_(x) for target, x in zip(targets, words, strict=True)] and None}
-    return {name: lambda read=read: [read(x) for x in words] and None for name, read in READS.items()}
+        return {"copy": partial(_copy, targets, words)}
+    return {name: partial(_read, read, words) for name, read in READS.items()}
+
+
+def _copy(targets: Sequence[Tensor], words: Sequence[Tensor]) -> None:
+    for target, x in zip(targets, words, strict=True):
+        target.copy_(x)
+
+
+def _read(read: Callable[[Tensor], Tensor], words: Sequence[Tensor]) -> None:
+    for x in words:
+        read(x)
 
 
 def bytes_moved(tensors: Sequence[Tensor]) -> int:

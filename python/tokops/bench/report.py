@@ -16,15 +16,11 @@ def _time(seconds: float) -> str:
 def table(rows: Sequence[Row]) -> Table:
     """One line per case: time, bandwidth, part of the floor, opponents, bars."""
     out = Table(title="attention ops: achieved over floor, and opponents (times are medians, interleaved)")
-    for name, justify in (
-        ("case", "left"),
-        ("ours", "right"),
-        ("GB/s", "right"),
-        ("of floor", "right"),
-        ("opponents, x our time", "left"),
-        ("bars: seen >= asked", "left"),
-    ):
-        out.add_column(name, justify=justify)
+    out.add_column("case")
+    for name in ("ours", "GB/s", "of floor"):
+        out.add_column(name, justify="right")
+    out.add_column("opponents, x our time")
+    out.add_column("bars: seen >= asked")
     for row in rows:
         peers = "\n".join(f"{name} {seconds / row.seconds:.2f}x" for name, seconds in row.peers.items())
         bars = "\n".join(

@@ -2,9 +2,12 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
 
 import torch
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 def wait_for(device: torch.device | str) -> Callable[[], None]:
@@ -13,7 +16,7 @@ def wait_for(device: torch.device | str) -> Callable[[], None]:
 
 
 def interleaved(
-    calls: Mapping[str, Callable[[], object]],
+    calls: Mapping[Name, Callable[[], object]],
     *,
     rounds: int = 15,
     least: int = 5,
@@ -21,7 +24,7 @@ def interleaved(
     warmup: int = 1,
     wait: Callable[[], None] = lambda: None,
     tick: Callable[[], None] = lambda: None,
-) -> dict[str, list[float]]:
+) -> dict[Name, list[float]]:
     """Time every call once per round, in an order that rotates from round to round.
 
     Args:
@@ -40,7 +43,7 @@ def interleaved(
         for _ in range(warmup):
             call()
     wait()
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+    samples: dict[Name, list[float]] = {name: [] for name in calls}
     names = list(calls)
     for turn in range(rounds):
         shift = turn % len(names)
@@ -56,6 +59,6 @@ def interleaved(
     return samples
 
 
-def medians(samples: Mapping[str, list[float]]) -> dict[str, float]:
+def medians(samples: Mapping[Name, list[float]]) -> dict[Name, float]:
     """The median of every list, by name."""
     return {name: statistics.median(taken) for name, taken in samples.items()}

@@ -36,9 +36,11 @@ def _load(name: str, dtype: str):
         from tokops.hf.model import ModelError, load_smollm2
 
         try:
-            return load_smollm2(DTYPES[dtype])
+            model, tokenizer = load_smollm2(DTYPES[dtype])
         except ModelError as error:
             raise typer.BadParameter(str(error)) from error
+        model.config._name_or_path = "SmolLM2-135M-Instruct"  # what the record is called
+        return model, tokenizer
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
@@ -101,7 +103,8 @@ def calibrate(
     parts = cut(tokenizer(_read(text or []), return_tensors="pt").input_ids[0], prompts, tokens)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     if tokens - steps <= budget:
-        raise typer.BadParameter(f"--tokens must be more than --budget and --steps together, {budget + steps}")
+        least = budget + steps + 1
+        raise typer.BadParameter(f"--tokens must be more than --budget and --steps together: {least} or more")
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("calibrating", total=None)
         record = calibration.calibrate(

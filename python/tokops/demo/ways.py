@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from transformers import Cache, PreTrainedModel
@@ -37,7 +38,7 @@ class Way:
 
     def attach(self, cache: Cache) -> None:
         """Go on with a cache that another way of ours has filled; there is not memory for one each."""
-        cache.state.plan = self.new_cache(0).state.plan
+        self.run.adopt(cache)
 
     def bytes_read(self, context: Context, room: int) -> float:
         """Bytes of cache that attention reads for one decoded token after the document.
@@ -66,7 +67,7 @@ def stock_ways(model: PreTrainedModel) -> list[Way]:
         own = twin(model)
         if name == PACKED:
             baselines.use_packed_attention(own)
-        ways.append(Way(name, own, lambda room, own=own, build=build: build(own, room)))
+        ways.append(Way(name, own, partial(build, own)))
     return ways
 
 

@@ -26,8 +26,16 @@ class _NoBackward(torch.autograd.Function):
         )
 
 
-def mask(*, batch_size=None, q_length=None, kv_length=None, attention_mask=None, allow_is_causal_skip=True,
-         mask_function=None, **kwargs) -> Tensor | None:
+def mask(
+    *,
+    batch_size=None,
+    q_length=None,
+    kv_length=None,
+    attention_mask=None,
+    allow_is_causal_skip=True,
+    mask_function=None,
+    **kwargs,
+) -> Tensor | None:
     """Padding as the first visible position of every sequence, ``[B]`` int32; None where there is no padding.
 
     Causality, windows and lengths are the kernels' own business.
@@ -55,8 +63,19 @@ def mask(*, batch_size=None, q_length=None, kv_length=None, attention_mask=None,
     return starts.int()
 
 
-def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, sliding_window=None, softcap=None,
-              s_aux=None, **kwargs):
+def attention(
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    dropout=0.0,
+    scaling=None,
+    sliding_window=None,
+    softcap=None,
+    s_aux=None,
+    **kwargs,
+):
     """Attention of one layer: ``query [B, Hq, T, D]``; key and value are what our cache returned, or tensors."""
     if kwargs.get("cache") is not None:
         raise NotImplementedError("tokops does not support continuous batching (generate_batch)")
@@ -66,8 +85,13 @@ def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=No
         raise NotImplementedError(
             f"tokops takes a 2-D attention_mask with padding on the left, got one of shape {list(attention_mask.shape)}"
         )
-    options = {"scale": scaling, "starts": attention_mask, "softcap": softcap, "window": sliding_window,
-               "sink_logit": None if s_aux is None else s_aux.float()}
+    options = {
+        "scale": scaling,
+        "starts": attention_mask,
+        "softcap": softcap,
+        "window": sliding_window,
+        "sink_logit": None if s_aux is None else s_aux.float(),
+    }
     q = query.transpose(1, 2)
     if isinstance(key, PagedLayer):
         return _over_pages(key, q, value, options), None

@@ -98,10 +98,13 @@ class PagedLayer(CacheLayerMixin):
                 f"layer {self.index} holds {self.length} tokens and gets {rows}, the cache is at {table.length}: a "
                 "forward was interrupted, reset() the cache"
             )
-        self.follow()
-        k, v = key_states.detach().transpose(1, 2), value_states.detach().transpose(1, 2)
+        if table.copies is not None or self.k_pages.shape[0] < table.capacity:
+            self.follow()
+        k, v = key_states.transpose(1, 2), value_states.transpose(1, 2)
+        if k.requires_grad:
+            k, v = k.detach(), v.detach()
         if table.skipped:
-            k, v = k[:, table.skipped:], v[:, table.skipped:]
+            k, v = k[:, table.skipped :], v[:, table.skipped :]
         paged_append(self.k_pages, self.v_pages, table.table, table.seq_lens, k, v)
         self.length = table.length
         return self, (key_states, value_states)
@@ -125,11 +128,11 @@ class PagedLayer(CacheLayerMixin):
         """Keys and values of positions ``[first, last)`` of all sequences, copied to ``[B, n, Hkv, D]``."""
         size = self.table.size
         column = first // size
-        pages = self.table.table[:, column:-(-last // size)].long()
+        pages = self.table.table[:, column : -(-last // size)].long()
         out = []
         for pool in (self.k_pages, self.v_pages):
             rows = pool[pages].transpose(2, 3).flatten(1, 2)  # [B, pages * P, Hkv, D]
-            out.append(rows[:, first - column * size:last - column * size])
+            out.append(rows[:, first - column * size : last - column * size])
         return out[0], out[1]
 
     def get_seq_length(self) -> int:

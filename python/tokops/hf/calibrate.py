@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -51,13 +52,16 @@ class Overlap:
         table = getattr(self, metric)
         layers = [layer for layer in self.layers if layer >= select_layer]
         if again >= len(layers) or layers[0] != select_layer:
-            raise ValueError(f"no chain of {again + 1} selecting layers from layer {select_layer} among {self.layers}")
+            raise ValueError(
+                f"no chain of {again + 1} selecting layers from layer {select_layer} among {self.layers}"
+            )
 
         def served(a, b):
             return sum(float(table[a, layer]) for layer in layers if a < layer < b)
 
         end = layers[-1] + 1
-        best = {a: (served(a, end), (a,)) for a in layers}  # the last selecting layer, and what it serves
+        # By selecting layer: what it and those after it serve, and who they are.
+        best: dict[int, tuple[float, tuple[int, ...]]] = {a: (served(a, end), (a,)) for a in layers}
         for _ in range(again):
             best = {
                 a: max(((served(a, b) + value, (a, *rest)) for b, (value, rest) in best.items() if b > a),
@@ -112,12 +116,17 @@ class _Record(Method):
             index = torch.tensor(self.shape.full_layers)
             table[index[:, None], index] = self.sums[name] / tokens
             tables.append(table)
-        return Overlap(*tables, tokens, self.shape.full_layers)
+        return Overlap(tables[0], tables[1], tokens, self.shape.full_layers)
 
 
 @torch.no_grad()
 def record_overlap(
-    model, prompts: Iterable[Tensor], *, budget: int = 256, steps: int = 8, reduce: str = "soft_max",
+    model,
+    prompts: Iterable[Tensor],
+    *,
+    budget: int = 256,
+    steps: int = 8,
+    reduce: str = "soft_max",
     progress: Progress | None = None,
 ) -> Overlap:
     """Decode densely and measure how layers' choices serve each other.
@@ -139,30 +148,39 @@ def record_overlap(
     shortest = min(p.shape[1] for p in prompts)
     if shortest - steps <= budget:
         raise ValueError(
-            f"calibration needs prompts longer than budget + steps = {budget + steps} tokens, the shortest has {shortest}"
+            f"calibration needs prompts longer than budget + steps = {budget + steps} tokens, "
+            f"the shortest has {shortest}"
         )
     recorder = _Record(shape_of(model.config), budget, reduce)
     with patch(model, recorder) as run:
         for index, ids in enumerate(prompts):
-            _teacher_forced(model, run, ids, steps, progress and (lambda n, i=index: progress(
-                i * steps + n, len(prompts) * steps)))
+            before, total = index * steps, len(prompts) * steps
+            _teacher_forced(model, run, ids, steps, progress and partial(_advance, progress, before, total))
     return recorder.result()
+
+
+def _advance(progress: Progress, before: int, total: int, done: int) -> None:
+    progress(before + done, total)
 
 
 def _teacher_forced(model, run, ids, steps, progress=None):
     """Logits ``[steps, vocab]`` of the last ``steps`` tokens, decoded one by one after a dense prompt."""
     cache = run.new_cache()
     model(input_ids=ids[:, :-steps], past_key_values=cache, logits_to_keep=1)
+    return _decode(model, cache, ids, steps, progress)
+
+
+def _decode(model, cache, ids, steps, progress=None):
+    """Logits ``[steps, vocab]`` of the last ``steps`` tokens, decoded one by one after what the cache holds."""
     rows = []
     for n in range(steps):
         at = ids.shape[1] - steps + n
-        rows.append(model(input_ids=ids[:, at:at + 1], past_key_values=cache).logits[0, -1].float())
+        rows.append(model(input_ids=ids[:, at : at + 1], past_key_values=cache).logits[0, -1].float())
         if progress:
             progress(n + 1)
     return torch.stack(rows)
 
 
-@torch.no_grad()
 def next_token_kl(
     model, method: Method, prompts: Iterable[Tensor], *, steps: int = 8, progress: Progress | None = None
 ) -> float:
@@ -172,22 +190,53 @@ def next_token_kl(
         model, prompts, steps, progress: as in :func:`record_overlap`.
         method: a selecting method.
     """
+    return next_token_kls(model, [method], prompts, steps=steps, progress=progress)[0]
+
+
+@torch.no_grad()
+def next_token_kls(
+    model,
+    methods: Sequence[Method],
+    prompts: Iterable[Tensor],
+    *,
+    steps: int = 8,
+    progress: Progress | None = None,
+) -> list[float]:
+    """:func:`next_token_kl` of several methods; every prompt is read once for all of them."""
     prompts = [p.view(1, -1).to(model.device) for p in prompts]
-    rows = []
-    for methods in ((), (method,)):
-        with patch(model, *methods) as run:
-            rows.append([])
-            for ids in prompts:
-                rows[-1].append(torch.log_softmax(_teacher_forced(model, run, ids, steps), -1))
-                if progress:
-                    progress(sum(map(len, rows)), 2 * len(prompts))
-    dense, sparse = (torch.cat(x) for x in rows)
-    return float((dense.exp() * (dense - sparse)).sum(-1).mean())
+    found = torch.zeros(len(methods), dtype=torch.float64)
+    total, done = len(prompts) * (1 + len(methods)) * steps, 0
+    for ids in prompts:
+        with patch(model) as run:
+            cache = run.new_cache()
+            model(input_ids=ids[:, :-steps], past_key_values=cache, logits_to_keep=1)
+            cache.activate_past_recording()
+            dense = torch.log_softmax(_decode(model, cache, ids, steps).double(), -1)
+        done += steps
+        for index, method in enumerate(methods):
+            cache.crop(-steps)
+            with patch(model, method) as run:
+                run.adopt(cache)
+                sparse = torch.log_softmax(_decode(model, cache, ids, steps).double(), -1)
+            found[index] += float((dense.exp() * (dense - sparse)).sum(-1).mean()) / len(prompts)
+            done += steps
+            if progress:
+                progress(done, total)
+    return found.tolist()
 
 
 def calibrate(
-    model, prompts: Sequence[Tensor], *, budget: int = 256, steps: int = 8, select_layer: int = 2, candidates: int = 4,
-    metric: str = "mass", progress: Progress | None = None, folder=None, save: bool = True,
+    model,
+    prompts: Sequence[Tensor],
+    *,
+    budget: int = 256,
+    steps: int = 8,
+    select_layer: int = 2,
+    candidates: int = 4,
+    metric: str = "mass",
+    progress: Progress | None = None,
+    folder=None,
+    save: bool = True,
 ) -> dict:
     """Find the reselection layer of a model for :class:`tokops.methods.TidalDecode`, and remember it.
 
@@ -208,20 +257,41 @@ def calibrate(
     """
     shape = shape_of(model.config)
     if select_layer not in shape.full_layers:
-        raise ValueError(f"layer {select_layer} has a sliding window and cannot select; full-attention layers: "
-                         f"{', '.join(map(str, shape.full_layers)) or 'none'}")
-    found = record_overlap(model, prompts, budget=budget, steps=steps, progress=progress)
-    ranking = found.ranking(select_layer, metric)
-    if not ranking:
+        raise ValueError(
+            f"layer {select_layer} has a sliding window and cannot select; full-attention layers: "
+            f"{', '.join(map(str, shape.full_layers)) or 'none'}"
+        )
+    later = sum(layer > select_layer for layer in shape.full_layers)
+    if not later:
         raise ValueError(f"no full-attention layer comes after layer {select_layer}")
-    kl = {}
-    for layer, _ in ranking[:candidates]:
-        dense = tuple(range(min(2, select_layer)))
-        method = TidalDecode(budget=budget, select_layer=select_layer, reselect_layer=layer, dense_layers=dense)
-        kl[layer] = next_token_kl(model, method, prompts, steps=steps)
+    tried = min(candidates, later)
+    once = len(prompts) * steps
+    total = once * (2 + tried if tried else 1)
+    found = record_overlap(
+        model,
+        prompts,
+        budget=budget,
+        steps=steps,
+        progress=progress and (lambda done, _: progress(done, total)),
+    )
+    ranking = found.ranking(select_layer, metric)
+    layers = [layer for layer, _ in ranking[:tried]]
+    dense = tuple(range(min(2, select_layer)))
+    methods = [
+        TidalDecode(budget=budget, select_layer=select_layer, reselect_layer=layer, dense_layers=dense)
+        for layer in layers
+    ]
+    measured = next_token_kls(
+        model,
+        methods,
+        prompts if methods else [],
+        steps=steps,
+        progress=progress and (lambda done, _: progress(once + done, total)),
+    )
+    kl = dict(zip(layers, measured, strict=True))
     record = {
         "select_layer": select_layer,
-        "reselect_layers": [min(kl, key=kl.get) if kl else ranking[0][0]],
+        "reselect_layers": [min(kl, key=kl.__getitem__) if kl else ranking[0][0]],
         "metric": metric,
         "recall": {str(layer): round(value, 6) for layer, value in sorted(ranking)},
         "kl": {str(layer): round(value, 6) for layer, value in sorted(kl.items())},

@@ -15,7 +15,7 @@ class _Feed:
 
     def __call__(self, ids, first: int, last: int):
         """Run positions ``[first, last)``, whose tokens are in ``ids``; returns the last row's logits."""
-        tokens = ids[:, first - self.offset:last - self.offset]
+        tokens = ids[:, first - self.offset : last - self.offset]
         mask = self.mask
         if mask is None:
             positions = torch.arange(first, last, device=ids.device)[None]
@@ -24,19 +24,36 @@ class _Feed:
                 mask = self.mask = torch.cat([mask, mask.new_ones(len(mask), last - mask.shape[1])], 1)
             mask = mask[:, :last]
             positions = (mask.long().cumsum(-1) - 1).clamp_min(0)[:, first:]
-        out = self.model(input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=self.cache,
-                         use_cache=True, logits_to_keep=1)
+        out = self.model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
         return out.logits[:, -1]
 
 
 def _refuse(generation_config):
     for name in ("output_scores", "output_logits", "output_hidden_states"):
         if getattr(generation_config, name, None):
-            raise NotImplementedError(f"cache correction has a decoding loop of its own and does not support {name}")
+            raise NotImplementedError(
+                f"cache correction has a decoding loop of its own and does not support {name}"
+            )
 
 
-def corrected_loop(model, input_ids, logits_processor, stopping_criteria, generation_config, *, period, streamer=None,
-                   **model_kwargs):
+def corrected_loop(
+    model,
+    input_ids,
+    logits_processor,
+    stopping_criteria,
+    generation_config,
+    *,
+    period,
+    streamer=None,
+    **model_kwargs,
+):
     """Greedy decoding or sampling; every ``period`` tokens those since the last time run again as one dense chunk.
 
     The chunk overwrites the keys and values that sparse layers made slightly wrong. Tokens already given out stay.

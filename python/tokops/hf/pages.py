@@ -91,12 +91,14 @@ class PageTable:
         first = have
         if self.window is not None and not self.keep_past:
             first = min(max(have, self._behind(new)), need)
-            if first > have:  # what lies between is behind the window already; older pages are still read once
+            if (
+                first > have
+            ):  # what lies between is behind the window already; older pages are still read once
                 self.skipped = max(0, first * self.size - self.length)
                 self._oldest = first
         columns = np.full((self.batch, need - have), -1, np.int32)
         fresh = np.array(self._take(self.batch * (need - first)), np.int32)
-        columns[:, first - have:] = fresh.reshape(self.batch, need - first)
+        columns[:, first - have :] = fresh.reshape(self.batch, need - first)
         self.pages = np.concatenate([self.pages, columns], 1)
         if need > self._device.shape[1]:
             self._device = self._device.new_zeros(self.batch, max(need, 2 * self._device.shape[1]))
@@ -129,7 +131,9 @@ class PageTable:
         self._free += gone[::-1].tolist()
 
     def _upload(self, first, last):
-        ids = np.maximum(self.pages[:, first:last], 0)  # a released page is never read: any valid number will do
+        ids = np.maximum(
+            self.pages[:, first:last], 0
+        )  # a released page is never read: any valid number will do
         self._device[:, first:last] = torch.from_numpy(ids).to(self._device.device)
 
     def _unshare_column(self, column):
@@ -144,7 +148,9 @@ class PageTable:
         if source:
             device = self._device.device
             pair = (torch.tensor(source, device=device), torch.tensor(target, device=device))
-            self.copies = pair if self.copies is None else tuple(map(torch.cat, zip(self.copies, pair, strict=True)))
+            self.copies = (
+                pair if self.copies is None else tuple(map(torch.cat, zip(self.copies, pair, strict=True)))
+            )
             self._upload(column, column + 1)
 
     def _release(self):
@@ -152,8 +158,8 @@ class PageTable:
             return
         first = min(self._behind(self.length), self.pages.shape[1])
         if first > self._released:
-            self._drop(self.pages[:, self._released:first])
-            self.pages[:, self._released:first] = -1
+            self._drop(self.pages[:, self._released : first])
+            self.pages[:, self._released : first] = -1
             self._upload(self._released, first)
             self._released = first
             self._oldest = max(self._oldest, first)

@@ -31,7 +31,11 @@ class Run:
         self._hook = model.base_model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         self._wrapped = [name for name in _WRAPPERS if hasattr(model, name)]
         for name in self._wrapped:
-            setattr(model, name, functools.wraps(getattr(model, name))(_WRAPPERS[name](self, getattr(model, name))))
+            setattr(
+                model,
+                name,
+                functools.wraps(getattr(model, name))(_WRAPPERS[name](self, getattr(model, name))),
+            )
         _RUNS[model] = self
 
     def new_cache(self, prompt_length: int | None = None) -> PagedCache:
@@ -74,10 +78,25 @@ class Run:
         if cache.state.plan is not self._plan:
             raise ValueError("this cache belongs to another tokops.patch; make one with run.new_cache()")
 
+    def adopt(self, cache: PagedCache) -> None:
+        """Take over a cache that another run of the same model has filled: from now on this run's methods read it.
+
+        Args:
+            cache: made by ``new_cache()`` of the other run.
+
+        Raises:
+            TypeError: not a tokops cache.
+        """
+        if not isinstance(cache, PagedCache):
+            raise TypeError(f"only a tokops cache can be taken over, got {type(cache).__name__}")
+        cache.state.plan = self._plan
+
     def _before_forward(self, module, args, kwargs):
         for name in ("output_attentions",):
             if kwargs.get(name) or getattr(module.config, name, False):
-                raise NotImplementedError(f"tokops does not support {name}=True: attention weights are never formed")
+                raise NotImplementedError(
+                    f"tokops does not support {name}=True: attention weights are never formed"
+                )
         if len(args) > 3:
             raise TypeError("pass past_key_values to a model patched by tokops by keyword")
         cache = kwargs.get("past_key_values")
@@ -128,7 +147,9 @@ def _wrap_generate(run: Run, original):
 def _refuse(setting) -> None:
     """Refuse the features of ``generate`` that tokops does not have."""
     if setting("output_attentions", False):
-        raise NotImplementedError("tokops does not support output_attentions=True: attention weights are never formed")
+        raise NotImplementedError(
+            "tokops does not support output_attentions=True: attention weights are never formed"
+        )
     implementation = setting("cache_implementation")
     if implementation not in (None, "dynamic"):
         raise NotImplementedError(
@@ -151,7 +172,9 @@ def _refuse_correction(setting, kwargs) -> None:
 
 def _prompt_length(inputs, kwargs, past: int) -> int:
     """Length of the whole prompt: inputs may be all of it, or only what the cache does not hold yet."""
-    given = next((x for x in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None)
+    given = next(
+        (x for x in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None
+    )
     new = 1 if given is None else given.shape[1]
     mask = kwargs.get("attention_mask")
     return max(new if new > past else past + new, 0 if mask is None else mask.shape[1])
@@ -178,7 +201,9 @@ def _fill_slots(methods) -> None:
             raise TypeError(f"tokops.patch takes methods such as tokops.methods.Dense(), got {method!r}")
         for slot in method.slots:
             if slot not in SLOTS:
-                raise ValueError(f"{type(method).__name__} fills an unknown slot {slot!r}; slots are {', '.join(SLOTS)}")
+                raise ValueError(
+                    f"{type(method).__name__} fills an unknown slot {slot!r}; slots are {', '.join(SLOTS)}"
+                )
             if slot in taken:
                 raise ValueError(
                     f"{type(taken[slot]).__name__} and {type(method).__name__} clash: both fill the slot {slot!r}"

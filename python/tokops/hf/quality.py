@@ -1,5 +1,6 @@
 """How far predictions are from dense ones: teacher-forced decoding, KL divergence, top-1, perplexity."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -68,8 +69,8 @@ def kl_divergence(reference: Tensor, logits: Tensor) -> Tensor:
 def perplexity(logits: Tensor, targets: Tensor) -> float:
     """``exp`` of the mean negative log-likelihood of ``targets [n]`` under ``logits [n, V]``."""
     parts = zip(logits.split(_ROWS), targets.split(_ROWS), strict=True)
-    loss = sum(torch.nn.functional.cross_entropy(x.double(), t, reduction="sum") for x, t in parts)
-    return float((loss / len(targets)).exp())
+    loss = sum(float(torch.nn.functional.cross_entropy(x.double(), t, reduction="sum")) for x, t in parts)
+    return math.exp(loss / len(targets))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,18 @@ from ..methods import Selection
 class Reader:
     """See :class:`tokops.methods.LayerReader`. The store behind it is full-precision pages."""
 
-    __slots__ = ("_options", "_pages", "_scan", "keys_scanned", "kv_heads", "layer", "length", "out", "q", "starts")
+    __slots__ = (
+        "_options",
+        "_pages",
+        "_scan",
+        "keys_scanned",
+        "kv_heads",
+        "layer",
+        "length",
+        "out",
+        "q",
+        "starts",
+    )
 
     def __init__(self, layer, q: Tensor, options: dict):
         self.layer = layer.index
@@ -27,7 +38,9 @@ class Reader:
         """Scores ``[B, T, Hs, length]`` of the rows against all keys, from one read of the keys."""
         keys, _, table, lens = self._pages
         self.keys_scanned += 1
-        return self._rows(paged_scores(self.q, keys, table, lens, reduce=reduce, max_len=self.length, **self._scan))
+        return self._rows(
+            paged_scores(self.q, keys, table, lens, reduce=reduce, max_len=self.length, **self._scan)
+        )
 
     def decode_scores(self, reduce: str = "none") -> Tensor:
         """The same scores out of the dense pass, whose result is kept."""

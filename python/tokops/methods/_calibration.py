@@ -40,7 +40,9 @@ def load(shape: ModelShape, folder: str | os.PathLike | None = None) -> dict | N
             for record in records.values():
                 int(record["select_layer"]), [int(layer) for layer in record["reselect_layers"]]
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} is not a calibration file: {error!r}; delete it and calibrate again") from error
+            raise ValueError(
+                f"{path} is not a calibration file: {error!r}; delete it and calibrate again"
+            ) from error
         if shape.name in records:
             return records[shape.name]
         if len(records) == 1:

@@ -25,7 +25,7 @@ def keep_always(scores: Tensor, reader: LayerReader, sinks: int, recent: int) ->
     if scores.shape[1] == 1 and reader.starts is None:
         if sinks:
             scores[..., :sinks] = _INF
-        scores[..., max(0, reader.length - recent):] = _INF
+        scores[..., max(0, reader.length - recent) :] = _INF
         return scores
     kept = kept_positions(reader, sinks, recent)[:, :, None] & ~scores.isneginf()
     return scores.masked_fill_(kept, _INF)

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -74,30 +75,49 @@ class TidalDecode(Method):
             if wrong:
                 raise ValueError(f"TidalDecode: {message}")
 
-        refuse(self.mode not in ("tidal", "lessismore"), f"mode must be tidal or lessismore, got {self.mode!r}")
+        refuse(
+            self.mode not in ("tidal", "lessismore"), f"mode must be tidal or lessismore, got {self.mode!r}"
+        )
         union = self.mode == "lessismore"
         scope = self.scope or ("layer" if union else "kv_group")
         refuse(scope not in _SCOPES, f"scope must be one of {', '.join(_SCOPES)}, got {scope!r}")
         refuse(union and scope != "layer", f"lessismore has one list per layer, got scope={scope!r}")
-        refuse(self.reduce is not None and (union or scope == "q_head"),
-               f"reduce={self.reduce!r} has no meaning where heads do not share scores")
+        refuse(
+            self.reduce is not None and (union or scope == "q_head"),
+            f"reduce={self.reduce!r} has no meaning where heads do not share scores",
+        )
         reduce = self.reduce or (None if union or scope == "q_head" else "soft_max")
-        refuse(reduce not in (*_REDUCES, None), f"reduce must be one of {', '.join(_REDUCES)}, got {reduce!r}")
+        refuse(
+            reduce not in (*_REDUCES, None), f"reduce must be one of {', '.join(_REDUCES)}, got {reduce!r}"
+        )
         refuse(self.budget < 1, f"budget must be at least 1, got {self.budget}")
         keep = tuple(self.always_keep)
-        refuse(len(keep) != 2 or min(keep) < 0, f"always_keep must be two numbers >= 0, got {self.always_keep}")
+        refuse(
+            len(keep) != 2 or min(keep) < 0, f"always_keep must be two numbers >= 0, got {self.always_keep}"
+        )
         refuse(union and keep != (0, 0), "lessismore decides itself what is always kept")
-        refuse(not union and keep[0] + max(keep[1], 1) > self.budget,
-               f"always_keep {keep} and the current token do not fit into the budget of {self.budget}")
+        refuse(
+            not union and keep[0] + max(keep[1], 1) > self.budget,
+            f"always_keep {keep} and the current token do not fit into the budget of {self.budget}",
+        )
         refuse(union and self.budget < 4, f"lessismore needs a budget of at least 4, got {self.budget}")
         refuse(self.correction_period < 0, f"correction_period must be >= 0, got {self.correction_period}")
         dense = tuple(self.dense_layers)
-        refuse(any(layer in dense for layer in self.selecting_layers),
-               f"a layer cannot both select and be one of dense_layers {dense}")
+        refuse(
+            any(layer in dense for layer in self.selecting_layers),
+            f"a layer cannot both select and be one of dense_layers {dense}",
+        )
         chain = self.selecting_layers
-        refuse(chain[0] < 0 or any(a >= b for a, b in zip(chain, chain[1:], strict=False)),
-               f"selecting layers must ascend from 0 up, got {chain}")
-        for name, value in (("scope", scope), ("reduce", reduce), ("always_keep", keep), ("dense_layers", dense)):
+        refuse(
+            chain[0] < 0 or any(a >= b for a, b in pairwise(chain)),
+            f"selecting layers must ascend from 0 up, got {chain}",
+        )
+        for name, value in (
+            ("scope", scope),
+            ("reduce", reduce),
+            ("always_keep", keep),
+            ("dense_layers", dense),
+        ):
             object.__setattr__(self, name, value)
 
     @property
@@ -108,15 +128,22 @@ class TidalDecode(Method):
         return (self.select_layer, *again)
 
     def resolve(self, shape: ModelShape) -> "TidalDecode":
-        method = self if self.reselect_layer is not None else replace(self, reselect_layer=self._known_layer(shape))
+        method = (
+            self
+            if self.reselect_layer is not None
+            else replace(self, reselect_layer=self._known_layer(shape))
+        )
         for layer in method.selecting_layers:
             if layer >= shape.layers:
-                raise ValueError(f"TidalDecode: layer {layer} cannot select, {shape.name or 'the model'} has "
-                                 f"{shape.layers} layers")
+                raise ValueError(
+                    f"TidalDecode: layer {layer} cannot select, {shape.name or 'the model'} has "
+                    f"{shape.layers} layers"
+                )
             if layer not in shape.full_layers:
                 choice = ", ".join(map(str, shape.full_layers)) or "none"
                 raise ValueError(
-                    f"TidalDecode: layer {layer} has a sliding window and cannot select; full-attention layers: {choice}"
+                    f"TidalDecode: layer {layer} has a sliding window and cannot select; "
+                    f"full-attention layers: {choice}"
                 )
         return method
 

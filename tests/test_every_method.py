@@ -1,0 +1,85 @@
+"""What holds for every method: it undoes itself, covers short texts densely, and neither padding nor batching shows."""
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="the hf extra is not installed")
+
+from tiny_models import build
+
+import tokops
+from tokops.methods import Dense, Method, TidalDecode, catalogue
+
+#: Every published method, at least once: settings for texts of about 60 tokens, and settings that cover them.
+METHODS: dict[str, tuple[Method, Method]] = {
+    "Dense": (Dense(), Dense()),
+    "TidalDecode": (TidalDecode(budget=9, reselect_layer=5), TidalDecode(budget=100, reselect_layer=5)),
+    "TidalDecode corrected": (
+        TidalDecode(budget=9, reselect_layer=5, correction_period=4),
+        TidalDecode(budget=100, reselect_layer=5, correction_period=4),
+    ),
+    "TidalDecode lessismore": (
+        TidalDecode(budget=12, reselect_layer=5, mode="lessismore"),
+        TidalDecode(budget=100, reselect_layer=5, mode="lessismore"),
+    ),
+}
+NEW = 20
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build("llama", num_hidden_layers=7)
+
+
+def generate(model, ids, mask=None):
+    return model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=NEW)[:, ids.shape[1] :]
+
+
+@pytest.fixture(scope="module")
+def texts():
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randint(3, 97, (1, n), generator=generator) for n in (12, 25, 40)]
+
+
+def test_the_list_is_complete():
+    assert {type(method).__name__ for pair in METHODS.values() for method in pair} == set(catalogue())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_undo_is_exact(name, model, texts):
+    expected = generate(model, texts[2])
+    keys = {n: sorted(vars(m)) for n, m in model.named_modules()}
+    config = dict(vars(model.config))
+    with tokops.patch(model, METHODS[name][0]):
+        generate(model, texts[2])
+    assert torch.equal(generate(model, texts[2]), expected)
+    assert {n: sorted(vars(m)) for n, m in model.named_modules()} == keys
+    assert vars(model.config) == config
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_budget_that_covers_the_text_gives_stock_tokens(name, model, texts):
+    expected = [generate(model, ids) for ids in texts]
+    with tokops.patch(model, METHODS[name][1]):
+        for ids, want in zip(texts, expected, strict=True):
+            assert torch.equal(generate(model, ids), want)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_padding_and_batching_change_nothing(name, model, texts):
+    batch = torch.cat([torch.nn.functional.pad(ids, (40 - ids.shape[1], 0)) for ids in texts])
+    mask = torch.stack([(torch.arange(40) >= 40 - ids.shape[1]).long() for ids in texts])
+    with tokops.patch(model, METHODS[name][0], page_size=8):
+        alone = torch.cat([generate(model, ids) for ids in texts])
+        assert torch.equal(generate(model, batch, mask), alone)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_explain_themselves(name, model):
+    with tokops.patch(model, METHODS[name][0]) as run:
+        report = run.report()
+    assert name.split()[0] in report.methods[0]
+    assert set(METHODS[name][0].slots) <= set(report.slots)
+    assert METHODS[name][0] == eval(
+        repr(METHODS[name][0]), {type(METHODS[name][0]).__name__: type(METHODS[name][0])}
+    )
