@@ -19,30 +19,7 @@ __attribute__((weak)) void __asan_unpoison_memory_region(const volatile void* ad
 }
 
 #if defined(__x86_64__)
-extern "C" void tokops_sim_switch(void** save, void* load);
-asm(R"(
-.text
-.hidden tokops_sim_switch
-.globl tokops_sim_switch
-.type tokops_sim_switch, @function
-tokops_sim_switch:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-.size tokops_sim_switch, .-tokops_sim_switch
-)");
+extern "C" void tokops_sim_switch(void** save, void* load);  // fiber.cpp
 #endif
 
 namespace tokops::sim {

@@ -1,8 +1,8 @@
-"""Breaks paged_decode's CUDA kernels on purpose, one place at a time, and shows that a test of the suite turns red.
+"""Breaks paged_decode's CUDA kernels on purpose, one place at a time, and shows that a test turns red.
 
-Every barrier and every wait for a copy is taken out in turn, then every line of MUTANTS is applied: a shifted index,
-a swapped pair, a bound one off. A mutant that no schedule of the plain library catches is tried under the sanitizers.
-Prints a line per mutant and ends with status 1 if one survived that is not explained.
+Every barrier and every wait for a copy is taken out in turn, then every line of mutants.py is applied: a
+shifted index, a swapped pair, a bound one off. A mutant that no schedule of the plain library catches is
+tried under the sanitizers. Prints each mutant's fate; status 1 if one survived that is not explained.
 
     python tests/cuda_sim/mutate.py [--only WORD] [--list]
 """

@@ -1,111 +1,24 @@
+// Fibers, blocks and grids: who runs next, drawn from the seed.
 #include "sim.h"
 
 #include <algorithm>
-#include <bit>
 #include <map>
-#include <memory>
 #include <mutex>
 #include <stdexcept>
-#include <vector>
+#include <utility>
 
-#include "fiber.h"
+#include "state.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
-extern "C" unsigned char tokops_shared_begin[], tokops_shared_end[];  // shared.ld
-extern "C" void tokops_sim_seed_device(int seed);                     // runtime.cpp
+extern "C" void tokops_sim_seed_device(int seed);  // runtime.cpp
 
 namespace tokops::sim {
 namespace {
 
-struct Random {
-  uint64_t state = 1;
-  uint32_t operator()() {  // splitmix64
-    uint64_t z = state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return uint32_t(z >> 32);
-  }
-  uint32_t below(uint32_t n) { return uint32_t(uint64_t((*this)()) * n >> 32); }
-  int bit_of(uint32_t mask) {
-    const int turn = (*this)() & 31;
-    return (std::countr_zero(std::rotr(mask, turn)) + turn) & 31;
-  }
-};
-
-struct Copy {
-  void* to;
-  const void* from;
-  int bytes, group;
-  bool real;
-};
-
-struct Round : Meeting {
-  uint32_t mask;
-  const char* what;
-  int holders;  // lanes that may still read the slots
-};
-
-struct Thread {
-  Fiber fiber;
-  uint3 index;
-  int linear;
-  const char* what;  // the word it waits in, and where
-  Site at;
-  Round* round;
-  int groups;                // cp.async groups closed so far
-  std::vector<Copy> copies;  // not landed yet, oldest first
-};
-
-struct Warp {
-  uint32_t live, runnable, at_barrier;
-  std::vector<Round*> open;
-};
-
-struct Barrier {
-  int arrived;
-  const char* what;
-  Site at;
-  Votes votes;
-  unsigned generation;
-  Votes result[2];  // a thread is at most one barrier ahead of the slowest reader
-};
-
-struct Block {
-  uint3 index;
-  int live;
-  int warp;        // whose lanes ran last
-  uint32_t ready;  // warps with a runnable lane
-  std::vector<std::unique_ptr<Thread>> threads;
-  std::vector<Warp> warps;
-  Barrier barrier;
-  std::vector<std::unique_ptr<Round>> rounds;
-  std::vector<Round*> free_rounds;
-  unsigned char* dynamic = nullptr;
-  std::vector<unsigned char> statics;  // its static shared memory while another block runs
-};
-
-struct Launch {
-  dim3 grid, block;
-  size_t shared_bytes;
-  void (*body)(void*);
-  void* context;
-  uint32_t stay;       // of 256: how often the next thread comes from the same warp
-  uint32_t residents;  // blocks that take turns
-};
-
 std::mutex one_launch;
 uint64_t seed = 0, launches = 0;
-Random draw;
-Launch now;
-Fiber host;
-Block* block = nullptr;  // both null outside a kernel
-Thread* self = nullptr;
-std::string error;
-long idle_turns = 0;
-
-constexpr long kIdleLimit = 20'000'000;
 
 // sim.cpp is built without AddressSanitizer and the red zones around shared variables are copied
 // and filled like the rest; a plain loop, because the sanitizer watches memcpy and memset.
@@ -117,35 +30,11 @@ void copy_bytes(volatile unsigned char* to, const volatile unsigned char* from, 
 }
 size_t static_bytes() { return size_t(tokops_shared_end - tokops_shared_begin); }
 
-std::string place(const Thread& t) {
-  const auto three = [](auto v) {
-    return "(" + std::to_string(v.x) + ", " + std::to_string(v.y) + ", " + std::to_string(v.z) +
-           ")";
-  };
-  return "thread " + three(t.index) + " of block " + three(block->index);
-}
-std::string place(const Site& at) {
-  const std::string file = at.file_name();
-  return file.substr(file.rfind('/') + 1) + ":" + std::to_string(at.line());
-}
-
-// ---- Who runs next. ----
-
 Thread* pick() {
   if (!block->ready) return nullptr;
   if (!(block->ready >> block->warp & 1) || (draw() & 255) >= now.stay)
     block->warp = draw.bit_of(block->ready);
   return block->threads[32 * block->warp + draw.bit_of(block->warps[block->warp].runnable)].get();
-}
-
-void set_runnable(int warp, uint32_t lanes) {
-  block->warps[warp].runnable |= lanes;
-  if (block->warps[warp].runnable) block->ready |= 1u << warp;
-}
-
-void set_waiting() {
-  const int warp = self->linear / 32;
-  if (!(block->warps[warp].runnable &= ~(1u << self->linear % 32))) block->ready &= ~(1u << warp);
 }
 
 std::string describe_deadlock() {
@@ -164,8 +53,31 @@ std::string describe_deadlock() {
   return text;
 }
 
-// Leaves the running thread for another one, or for the host when this block pauses or ends.
-void switch_away(bool done = false) {
+}  // namespace
+
+std::string place(const Thread& t) {
+  const auto three = [](auto v) {
+    return "(" + std::to_string(v.x) + ", " + std::to_string(v.y) + ", " + std::to_string(v.z) +
+           ")";
+  };
+  return "thread " + three(t.index) + " of block " + three(block->index);
+}
+std::string place(const Site& at) {
+  const std::string file = at.file_name();
+  return file.substr(file.rfind('/') + 1) + ":" + std::to_string(at.line());
+}
+
+void set_runnable(int warp, uint32_t lanes) {
+  block->warps[warp].runnable |= lanes;
+  if (block->warps[warp].runnable) block->ready |= 1u << warp;
+}
+
+void set_waiting() {
+  const int warp = self->linear / 32;
+  if (!(block->warps[warp].runnable &= ~(1u << self->linear % 32))) block->ready &= ~(1u << warp);
+}
+
+void switch_away(bool done) {
   Thread* const me = self;
   Thread* next = nullptr;
   const bool pause = now.residents > 1 && block->ready && !(draw() & 255);
@@ -186,63 +98,15 @@ void wait(const char* what, const Site& at) {
   switch_away();
 }
 
-// ---- Meetings of lanes and of threads. ----
-
-void release(Thread& t) {
-  if (t.round && --t.round->holders == 0) block->free_rounds.push_back(t.round);
-  t.round = nullptr;
-}
-
-Round* open_round(Warp& warp, uint32_t mask, const char* what) {
-  for (Round* r : warp.open)
-    if (r->mask == mask) return r;
-  if (block->free_rounds.empty()) {
-    block->rounds.push_back(std::make_unique<Round>());
-    block->free_rounds.push_back(block->rounds.back().get());
-  }
-  Round* r = block->free_rounds.back();
-  block->free_rounds.pop_back();
-  r->arrived = 0;
-  r->mask = mask;
-  r->what = what;
-  r->holders = 0;
-  warp.open.push_back(r);
-  return r;
-}
-
-// Wakes the lanes of every meeting whose last lane has come, or has ended.
-void close_rounds(int w) {
-  Warp& warp = block->warps[w];
-  std::erase_if(warp.open, [&](Round* r) {
-    if (r->mask & warp.live & ~r->arrived) return false;
-    set_runnable(w, r->arrived);
-    return true;
-  });
-}
-
-void close_barrier() {
-  Barrier& b = block->barrier;
-  if (!b.arrived || b.arrived < block->live) return;
-  b.result[b.generation++ & 1] = b.votes;
-  b.arrived = 0;
-  for (size_t w = 0; w < block->warps.size(); ++w) {
-    set_runnable(int(w), block->warps[w].at_barrier);
-    block->warps[w].at_barrier = 0;
-  }
-}
-
-// ---- Threads, blocks, grids. ----
+namespace {
 
 [[noreturn]] void thread_main() {
   self->fiber.arrived();
   now.body(now.context);
-  const int w = self->linear / 32;
-  release(*self);
   set_waiting();
-  block->warps[w].live &= ~(1u << self->linear % 32);
+  block->warps[self->linear / 32].live &= ~(1u << self->linear % 32);
   --block->live;
-  close_rounds(w);
-  close_barrier();
+  leave_meetings();
   switch_away(true);
   std::abort();  // nobody switches to a thread that is done
 }
@@ -374,99 +238,6 @@ void run(dim3 grid, dim3 threads, size_t shared_bytes, void (*body)(void*), void
     ~Restore() { copy_bytes(tokops_shared_begin, before.data(), before.size()); }
   } restore{before};
   run_blocks(order);
-}
-
-void* dynamic_shared() { return block->dynamic; }
-
-bool is_shared(const void* p, size_t bytes) {
-  const auto* c = static_cast<const unsigned char*>(p);
-  return (c >= tokops_shared_begin && c + bytes <= tokops_shared_end) ||
-         (c >= block->dynamic && c + bytes <= block->dynamic + now.shared_bytes);
-}
-
-int lane() { return self->linear & 31; }
-
-void fail(const std::string& message, Site at) {
-  error = message + ", " + place(*self) + " at " + place(at);
-  Thread* const me = self;
-  self = nullptr;
-  me->fiber.switch_to(host);
-  std::abort();  // the host never comes back to a failed launch
-}
-
-void yield() {
-  if (++idle_turns > kIdleLimit)
-    fail("no block ends: the threads seem to wait for something in a loop");
-  switch_away();
-}
-
-const Meeting& meet(const void* mine, size_t bytes, const char* what, uint32_t mask, Site at) {
-  const int w = self->linear / 32, l = self->linear % 32;
-  if (!(mask >> l & 1)) fail(std::string(what) + ": the caller is not in its own mask", at);
-  release(*self);
-  Round* r = open_round(block->warps[w], mask, what);
-  if (r->what != what && std::string_view(r->what) != what) {
-    fail(std::string("warp divergence: other lanes wait in ") + r->what + ", this one in " + what,
-         at);
-  }
-  if (bytes) std::memcpy(r->slot[l], mine, bytes);
-  r->arrived |= 1u << l;
-  r->holders++;
-  self->round = r;
-  if (r->mask & block->warps[w].live & ~r->arrived) {
-    wait(what, at);
-  } else {
-    close_rounds(w);
-  }
-  return *r;
-}
-
-Votes block_barrier(const char* what, int predicate, Site at) {
-  Barrier& b = block->barrier;
-  if (!b.arrived) {
-    b.what = what;
-    b.at = at;
-    b.votes = {0, 1, 0};
-  } else if (b.at.line() != at.line() || std::string_view(b.what) != what ||
-             std::string_view(b.at.file_name()) != at.file_name()) {
-    fail("barrier divergence: others wait in " + std::string(b.what) + " at " + place(b.at) +
-             ", this one came to " + what,
-         at);
-  }
-  b.votes = {b.votes.count + (predicate != 0), b.votes.all && predicate, b.votes.any || predicate};
-  const unsigned generation = b.generation;
-  block->warps[self->linear / 32].at_barrier |= 1u << self->linear % 32;
-  if (++b.arrived < block->live) {
-    wait(what, at);
-  } else {
-    close_barrier();
-  }
-  return b.result[generation & 1];
-}
-
-void async_copy(void* shared, const void* global, int bytes, bool real, Site at) {
-  if (uintptr_t(shared) % bytes || (real && uintptr_t(global) % bytes)) {
-    fail("cp.async: an address that is not aligned to " + std::to_string(bytes) + " bytes", at);
-  }
-  if (!is_shared(shared, bytes)) fail("cp.async: a target outside shared memory", at);
-  std::memset(shared, 0xff, bytes);  // from now on the old contents may be gone
-  self->copies.push_back({shared, global, bytes, self->groups, real});
-}
-
-void async_commit() { ++self->groups; }
-
-void async_wait(int groups) {
-  auto& copies = self->copies;
-  const auto landed = std::find_if(copies.begin(), copies.end(),
-                                   [&](const Copy& c) { return c.group >= self->groups - groups; });
-  std::for_each(copies.begin(), landed, [](const Copy& c) {
-    if (c.real) {
-      std::memcpy(c.to, c.from, c.bytes);
-    } else {
-      std::memset(c.to, 0, c.bytes);
-    }
-  });
-  copies.erase(copies.begin(), landed);
 }
 
 }  // namespace tokops::sim

@@ -79,8 +79,8 @@ def kernel_unit(source: pathlib.Path, sanitized: bool) -> Unit:
 
 def simulator_units(sanitized: bool) -> list[Unit]:
     """The simulator, never under AddressSanitizer: it copies red zones and leaves frames behind."""
-    files = (HERE / "sim.cpp", HERE / "runtime.cpp")
-    return [Unit(f, _object(f, sanitized), (*FLAGS, *_includes(), "-O2")) for f in files]
+    flags = (*FLAGS, *_includes(), "-O2")
+    return [Unit(f, _object(f, sanitized), flags) for f in sorted(HERE.glob("*.cpp"))]
 
 
 def _binding_unit(source: pathlib.Path, sanitized: bool) -> Unit:

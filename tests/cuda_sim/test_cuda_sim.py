@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import mutate
 import pytest
 import sim_build
 
@@ -59,3 +60,9 @@ def test_kernel_matches_reference(results, seed, op):
     assert cases, f"{op} has no cases('small')"
     wrong = {label: error for label, error in cases.items() if error}
     assert not wrong, "\n".join(f"{label}: {error}" for label, error in wrong.items())
+
+
+def test_mutants_apply():
+    """mutate.py takes half an hour and runs by hand; that each entry names one place is checked here."""
+    assert len(list(mutate.barriers())) >= 5
+    assert len(list(mutate.shifts())) >= 30

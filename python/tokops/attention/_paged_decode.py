@@ -506,12 +506,19 @@ def _small_cases() -> Iterator[tuple[str, inputs.Paged]]:
     x.k_pages, x.v_pages = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (x.k_pages, x.v_pages))
     x.q = x.q.transpose(1, 2).contiguous().transpose(1, 2)
     yield "strided pools", x
-    x = inputs.paged(7, lens=[90, 33])
-    x.q[0, 0, 0, 0] = float("nan")
-    page = int(x.block_table[1, 0])
-    x.k_pages[page, 0, 3, 5] = float("nan")
-    x.v_pages[page, 0, 3, 5] = float("inf")
-    yield "NaN in q and k", x
+    x = inputs.paged(
+        8, lens=[257, 1]
+    )  # a row that sees the initial token alone, which log_gamma leaves as it is
+    x.extra = {"log_gamma": torch.tensor([0.5, -1.0, 0.25, 2.0])}
+    yield "one key more than even splits, one key alone", x
+    yield "float32 D 256", inputs.paged(9, lens=[70, 17], dim=256)
+    for dtype, group in ((torch.float32, 2), (torch.bfloat16, 8)):
+        x = inputs.paged(7, lens=[90, 33], group=group, dtype=dtype)
+        x.q[0, 0, 0, 0] = float("nan")
+        page = int(x.block_table[1, 0])
+        x.k_pages[page, 0, 3, 5] = float("nan")
+        x.v_pages[page, 0, 3, 5] = float("inf")
+        yield f"NaN in q and k, {dtype}", x
 
 
 def _selected_cases() -> Iterator[tuple[str, inputs.Paged]]:
