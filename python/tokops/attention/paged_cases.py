@@ -43,6 +43,10 @@ def small() -> Iterator[tuple[str, inputs.Paged]]:
     )  # a row that sees the initial token alone, which log_gamma leaves as it is
     x.extra = {"log_gamma": torch.tensor([0.5, -1.0, 0.25, 2.0])}
     yield "one key more than even splits, one key alone", x
+    yield "rows that part at the end of a tile", inputs.paged(11, lens=[128, 96], rows=2)
+    x = inputs.paged(12, lens=[130, 96], rows=2)
+    x.extra = {"window": 70}
+    yield "a window of whole tiles", x
     yield "float32 D 256", inputs.paged(9, lens=[70, 17], dim=256)
     yield "several blocks of rows", inputs.paged(11, lens=[60], rows=20, group=3)
     yield "a group of 32", inputs.paged(12, lens=[60], heads=1, group=32, dtype=torch.bfloat16)
