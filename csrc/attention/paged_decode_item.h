@@ -209,7 +209,8 @@ class Item {
         k[i] = as_floats(tile_->k[j + i], p_.D, dim4_, x_.keys + i * dim4_);
       in_blocks<kGroupBlock>((t_.live + Vec::groups - 1) / Vec::groups, [&](int i, auto count) {
         const int r = i * Vec::groups;
-        dots_block<decltype(count)::value>(x_.q + r * dim4_, dim4_, k, x_.s + r * kTile + j, kTile, ahead_);
+        dots_block<decltype(count)::value>(x_.q + r * dim4_, dim4_, k, x_.s + r * kTile + j, kTile,
+                                           ahead_);
       });
     }
 #if defined(__AMX_BF16__)

@@ -10,8 +10,8 @@ struct Int {
   static constexpr int value = N;
 };
 
-// Rows that will be needed soon. The products call them into the cache a row at a time, spread over their work: the
-// core can have few lines in flight, and a burst of prefetches would wait for them.
+// Rows that will be needed soon. The products call them into the cache a row at a time, spread over
+// their work: the core can have few lines in flight, and a burst of prefetches would wait for them.
 struct Ahead {
   const char* const* row;  // the next row, of those up to `end`
   const char* const* end;
@@ -77,7 +77,8 @@ inline int query_at(int r, int c, int d4) {
 // out[r * stride + j] = q_r . k_j for N * Vec::groups rows and J (a multiple of 4) keys of d4
 // floats.
 template <int N, int J>
-inline void dots(const float* q, int d4, const float* const* k, float* out, int stride, Ahead& ahead) {
+inline void dots(const float* q, int d4, const float* const* k, float* out, int stride,
+                 Ahead& ahead) {
   Vec acc[N][J];
   for (int i = 0; i < N; ++i)
     for (int j = 0; j < J; ++j) acc[i][j] = zero();
@@ -103,7 +104,8 @@ inline void dots(const float* q, int d4, const float* const* k, float* out, int 
 // The same for kKeyBlock keys, as many at a time as keep enough sums in flight within the
 // registers.
 template <int N>
-inline void dots_block(const float* q, int d4, const float* const* k, float* out, int stride, Ahead& ahead) {
+inline void dots_block(const float* q, int d4, const float* const* k, float* out, int stride,
+                       Ahead& ahead) {
   constexpr int J = N * 2 <= kGroupBlock ? 8 : 4;
   for (int j = 0; j < kKeyBlock; j += J) dots<N, J>(q, d4, k + j, out + j, stride, ahead);
 }

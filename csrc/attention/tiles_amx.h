@@ -74,7 +74,8 @@ inline AmxRows amx_rows(const bf16* const* k, int d, bf16* room) {
 }
 
 // s[r * stride + j] = q_r . k_j for `rows` query rows and 64 keys; k names 64 readable rows.
-inline void amx_dots(const bf16* q, int rows, int d, const bf16* const* k, bf16* room, float* s, int stride, Ahead& ahead) {
+inline void amx_dots(const bf16* q, int rows, int d, const bf16* const* k, bf16* room, float* s,
+                     int stride, Ahead& ahead) {
   AmxRows x[4];
   for (int g = 0; g < 4; ++g) x[g] = amx_rows(k + g * 16, d, room + g * 16 * d);
   alignas(64) float c[4][256];
