@@ -114,6 +114,7 @@ class Item {
   void run(int from, int to) {
     if (t_.live == 0) return;
     locate(from, to, x_.rows[0]);
+    if (t_.list) rows_of(x_.rows[0]).call(2 * kTile);  // scattered: nothing else foresees them
     for (int at = from, i = 0; at < to; at += kTile, ++i) {
       tile_ = &x_.rows[i % 2];
       locate(at + kTile, to, x_.rows[(i + 1) % 2]);
