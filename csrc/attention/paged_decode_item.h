@@ -119,7 +119,8 @@ class Item {
       locate(at + kTile, to, x_.rows[(i + 1) % 2]);
       masked_ = !all_seen(tile_->pos[0], tile_->pos[tile_->n - 1]);
       const int n = tile_->n;
-      score(n, x_.rows[(i + 1) % 2]);
+      ahead_ = rows_of(x_.rows[(i + 1) % 2]);
+      score(n);
       if (p_.scores) write_scores(n);
       if (!p_.v) continue;
       bend(n);
@@ -194,32 +195,27 @@ class Item {
     return first > top - p_.window;
   }
 
-  // Prefetches a block of keys of a tile and their values.
-  void call(const Rows<T>& x, int j) const {
-    for (int c = 0; c < p_.D; c += int(64 / sizeof(T)))
-      for (int i = 0; i < kKeyBlock; ++i) __builtin_prefetch(x.k[j + i] + c, 0, 2);
-    if (!p_.v) return;
-    for (int c = 0; c < p_.D; c += int(64 / sizeof(T)))
-      for (int i = 0; i < kKeyBlock; ++i) __builtin_prefetch(x.v[j + i] + c, 0, 2);
+  // The rows of a tile, keys first.
+  Ahead rows_of(const Rows<T>& x) const {
+    const auto first = reinterpret_cast<const char* const*>(x.k);  // v stands right behind
+    return {first, first + (x.n == 0 ? 0 : p_.v ? 2 * kTile : kTile), p_.D * int(sizeof(T))};
   }
 
   // s = scale * q . k, sane, and -inf where a row does not see a key.
-  // Meanwhile the rows of the next tile are called into the cache.
-  void score(int n, const Rows<T>& next) {
-    for (int j = 0; j < n; j += kKeyBlock) {
-      if (j < next.n) call(next, j);
-      if (tiles_) continue;
+  void score(int n) {
+    for (int j = 0; j < n && !tiles_; j += kKeyBlock) {
       const float* k[kKeyBlock];
       for (int i = 0; i < kKeyBlock; ++i)
         k[i] = as_floats(tile_->k[j + i], p_.D, dim4_, x_.keys + i * dim4_);
       in_blocks<kGroupBlock>((t_.live + Vec::groups - 1) / Vec::groups, [&](int i, auto count) {
         const int r = i * Vec::groups;
-        dots_block<decltype(count)::value>(x_.q + r * dim4_, dim4_, k, x_.s + r * kTile + j, kTile);
+        dots_block<decltype(count)::value>(x_.q + r * dim4_, dim4_, k, x_.s + r * kTile + j, kTile,
+                                           ahead_);
       });
     }
 #if defined(__AMX_BF16__)
     if constexpr (kHasTiles<T>)
-      if (tiles_) amx_dots(x_.tile_q, t_.live, p_.D, tile_->k, x_.tile_kv, x_.s, kTile);
+      if (tiles_) amx_dots(x_.tile_q, t_.live, p_.D, tile_->k, x_.tile_kv, x_.s, kTile, ahead_);
 #endif
     const Vec scale = splat(p_.scale);
     for (int r = 0; r < t_.live; ++r) {
@@ -280,6 +276,7 @@ class Item {
     bool holes = false;
     for (int r = 0; r < t_.live; ++r) {
       float* s = x_.s + r * kTile;
+      ahead_.call(4);
       for (int j = n; j < width; ++j) s[j] = s[n - 1];  // neither the largest nor the least
       Vec top = load(s), low = top;
       for (int j = Vec::width; j < width; j += Vec::width) {
@@ -311,18 +308,18 @@ class Item {
 #if defined(__AMX_BF16__)
     if constexpr (kHasTiles<T>)
       if (tiles_) {
-        amx_pair_values(tile_->v, n, p_.D, x_.tile_kv);
+        amx_pair_values(tile_->v, n, p_.D, x_.tile_kv, ahead_);
         for (int r = 0; r < t_.live; r += 8) {
           const int rows = t_.live - r < 8 ? t_.live - r : 8;
           amx_weighted(x_.s + r * kTile, kTile, rows, x_.tile_kv, p_.D, x_.keep + r,
-                       x_.out + r * dim_, dim_);
+                       x_.out + r * dim_, dim_, ahead_);
         }
         return;
       }
 #endif
     in_blocks<kValueRows>(t_.live, [&](int r, auto count) {
       weighted_rows<decltype(count)::value>(x_.s + r * kTile, kTile, tile_->v, n, p_.D, x_.keep + r,
-                                            x_.out + r * dim_, dim_);
+                                            x_.out + r * dim_, dim_, ahead_);
     });
   }
 
@@ -338,7 +335,7 @@ class Item {
           w[m] = x_.s[r * kTile + j];
           v[m++] = tile_->v[j];
         }
-      weighted_rows<1>(w, kTile, v, m, p_.D, x_.keep + r, x_.out + r * dim_, dim_);
+      weighted_rows<1>(w, kTile, v, m, p_.D, x_.keep + r, x_.out + r * dim_, dim_, ahead_);
     }
   }
 
@@ -346,6 +343,7 @@ class Item {
   const Task& t_;
   Scratch<T>& x_;
   const Rows<T>* tile_ = nullptr;
+  Ahead ahead_{};
   const int dim_, dim4_;  // D rounded up, of the output and of the queries
   const bool tiles_;      // products on AMX tiles
   bool masked_ = false;   // some row does not see some key of the tile

@@ -10,6 +10,18 @@ struct Int {
   static constexpr int value = N;
 };
 
+// Rows that will be needed soon. The products call them into the cache a row at a time, spread over
+// their work: the core can have few lines in flight, and a burst of prefetches would wait for them.
+struct Ahead {
+  const char* const* row;  // the next row, of those up to `end`
+  const char* const* end;
+  int bytes;
+  void call(int rows) {
+    for (; rows > 0 && row < end; --rows, ++row)
+      for (int i = 0; i < bytes; i += 64) __builtin_prefetch(*row + i, 0, 2);
+  }
+};
+
 // f(first, Int<n>) over [0, rows) in balanced blocks of at most Max (<= 8) rows.
 template <int Max, class F>
 inline void in_blocks(int rows, const F& f) {
@@ -65,12 +77,17 @@ inline int query_at(int r, int c, int d4) {
 // out[r * stride + j] = q_r . k_j for N * Vec::groups rows and J (a multiple of 4) keys of d4
 // floats.
 template <int N, int J>
-inline void dots(const float* q, int d4, const float* const* k, float* out, int stride) {
+inline void dots(const float* q, int d4, const float* const* k, float* out, int stride,
+                 Ahead& ahead) {
   Vec acc[N][J];
   for (int i = 0; i < N; ++i)
     for (int j = 0; j < J; ++j) acc[i][j] = zero();
   const int step = d4 / 4 * Vec::width;
-  for (int c = 0; c < d4; c += 4, q += Vec::width) {
+  for (int c = 0, due = 0; c < d4; c += 4, q += Vec::width) {
+    if (c >= due) {
+      ahead.call(1);
+      due += d4 / J;
+    }
     Vec x[J];
     for (int j = 0; j < J; ++j) x[j] = repeat4(k[j] + c);
     for (int i = 0; i < N; ++i) {
@@ -87,9 +104,10 @@ inline void dots(const float* q, int d4, const float* const* k, float* out, int 
 // The same for kKeyBlock keys, as many at a time as keep enough sums in flight within the
 // registers.
 template <int N>
-inline void dots_block(const float* q, int d4, const float* const* k, float* out, int stride) {
+inline void dots_block(const float* q, int d4, const float* const* k, float* out, int stride,
+                       Ahead& ahead) {
   constexpr int J = N * 2 <= kGroupBlock ? 8 : 4;
-  for (int j = 0; j < kKeyBlock; j += J) dots<N, J>(q, d4, k + j, out + j, stride);
+  for (int j = 0; j < kKeyBlock; j += J) dots<N, J>(q, d4, k + j, out + j, stride, ahead);
 }
 
 // A key as d4 floats: itself where it is that already, else converted into `room`.
@@ -112,11 +130,12 @@ inline const float* as_floats(const T* k, int d, int d4, float* room) {
 // keys.
 template <int R, int C, bool Tail, class T>
 inline void weighted(const float* p, int ps, const T* const* v, int n, int c, int tail,
-                     const float* keep, float* out, int os) {
+                     const float* keep, float* out, int os, Ahead& ahead) {
   Vec acc[R][C];
   for (int r = 0; r < R; ++r)
     for (int i = 0; i < C; ++i) acc[r][i] = zero();
   for (int j = 0; j < n; ++j) {
+    if (c == 0) ahead.call(1);
     Vec x[C];
     for (int i = 0; i < C; ++i)
       x[i] = Tail ? load_first(v[j] + c, tail) : load(v[j] + c + i * Vec::width);
@@ -141,14 +160,14 @@ inline constexpr int kValueRows = 4, kWideRows = 2;
 
 template <int R, class T>
 inline void weighted_rows(const float* p, int ps, const T* const* v, int n, int d,
-                          const float* keep, float* out, int os) {
+                          const float* keep, float* out, int os, Ahead& ahead) {
   constexpr int C = R <= kWideRows ? 4 : 2;
   int c = 0;
   for (; c + C * Vec::width <= d; c += C * Vec::width)
-    weighted<R, C, false>(p, ps, v, n, c, 0, keep, out, os);
+    weighted<R, C, false>(p, ps, v, n, c, 0, keep, out, os, ahead);
   for (; c + Vec::width <= d; c += Vec::width)
-    weighted<R, 1, false>(p, ps, v, n, c, 0, keep, out, os);
-  if (c < d) weighted<R, 1, true>(p, ps, v, n, c, d - c, keep, out, os);
+    weighted<R, 1, false>(p, ps, v, n, c, 0, keep, out, os, ahead);
+  if (c < d) weighted<R, 1, true>(p, ps, v, n, c, d - c, keep, out, os, ahead);
 }
 
 }  // namespace

@@ -75,7 +75,7 @@ inline AmxRows amx_rows(const bf16* const* k, int d, bf16* room) {
 
 // s[r * stride + j] = q_r . k_j for `rows` query rows and 64 keys; k names 64 readable rows.
 inline void amx_dots(const bf16* q, int rows, int d, const bf16* const* k, bf16* room, float* s,
-                     int stride) {
+                     int stride, Ahead& ahead) {
   AmxRows x[4];
   for (int g = 0; g < 4; ++g) x[g] = amx_rows(k + g * 16, d, room + g * 16 * d);
   alignas(64) float c[4][256];
@@ -85,6 +85,7 @@ inline void amx_dots(const bf16* q, int rows, int d, const bf16* const* k, bf16*
     _tile_zero(2);
     _tile_zero(3);
     for (int i = 0; i < d; i += 32) {
+      ahead.call(6);
       _tile_loadd(7, q + i * 16, 64);
       _tile_loadd(4, x[0].base + i, x[0].stride * 2);
       _tile_dpbf16ps(0, 4, 7);
@@ -99,13 +100,16 @@ inline void amx_dots(const bf16* q, int rows, int d, const bf16* const* k, bf16*
     _tile_stored(1, c[1], 64);
     _tile_stored(2, c[2], 64);
     _tile_stored(3, c[3], 64);
-    for (int g = 0; g < 4; ++g) transpose16(c[g], s + r * stride + g * 16, stride, rows - r);
+    for (int g = 0; g < 4; ++g) {
+      ahead.call(5);
+      transpose16(c[g], s + r * stride + g * 16, stride, rows - r);
+    }
   }
 }
 
 // Pairs of value rows interleaved, as the second factor of a tile product wants them:
 // out[column block of 16][pair of keys][column][key of the pair]; rows from n on are zero.
-inline void amx_pair_values(const bf16* const* v, int n, int d, bf16* out) {
+inline void amx_pair_values(const bf16* const* v, int n, int d, bf16* out, Ahead& ahead) {
   alignas(64) uint16_t low[32], high[32];
   for (int i = 0; i < 16; ++i) {
     low[2 * i] = i, low[2 * i + 1] = 32 + i;
@@ -113,7 +117,8 @@ inline void amx_pair_values(const bf16* const* v, int n, int d, bf16* out) {
   }
   const __m512i lo = _mm512_load_si512(low), hi = _mm512_load_si512(high),
                 none = _mm512_setzero_si512();
-  for (int j = 0; j < kAmxKeys; j += 2)
+  for (int j = 0; j < kAmxKeys; j += 2) {
+    ahead.call(1);
     for (int c = 0; c < d; c += 32) {
       const __m512i a = j < n ? _mm512_loadu_si512(v[j] + c) : none;
       const __m512i b = j + 1 < n ? _mm512_loadu_si512(v[j + 1] + c) : none;
@@ -121,12 +126,13 @@ inline void amx_pair_values(const bf16* const* v, int n, int d, bf16* out) {
       _mm512_store_si512(to, _mm512_permutex2var_epi16(a, lo, b));
       _mm512_store_si512(to + kAmxKeys * 16, _mm512_permutex2var_epi16(a, hi, b));
     }
+  }
 }
 
 // out = out * keep + p . v for at most 8 rows of 64 weights (zero where there is no key) and paired
 // values.
 inline void amx_weighted(const float* p, int ps, int rows, const bf16* v, int d, const float* keep,
-                         float* out, int os) {
+                         float* out, int os, Ahead& ahead) {
   alignas(64) __m256i w[2][16][2];  // [32 keys][value rows 0..7, remainder rows 8..15][16 keys]
   for (int r = 0; r < 8; ++r)
     for (int j = 0; j < kAmxKeys; j += 16) {
@@ -140,6 +146,7 @@ inline void amx_weighted(const float* p, int ps, int rows, const bf16* v, int d,
   _tile_loadd(5, w[1], 64);
   alignas(64) float c[2][256];
   for (int i = 0; i < d; i += 32) {
+    ahead.call(5);
     const bf16* first = v + i / 16 * (kAmxKeys * 16);
     const bf16* second = first + kAmxKeys * 16;
     _tile_zero(0);
@@ -152,6 +159,7 @@ inline void amx_weighted(const float* p, int ps, int rows, const bf16* v, int d,
     _tile_dpbf16ps(0, 5, 6);
     _tile_loadd(7, second + kAmxKeys * 8, 64);
     _tile_dpbf16ps(1, 5, 7);
+    ahead.call(4);
     _tile_stored(0, c[0], 64);
     _tile_stored(1, c[1], 64);
     for (int r = 0; r < rows; ++r)

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .._check import check_shape, check_tensor, refuse_unless
 from .._native import checked, op
-from . import inputs, logical
+from . import arguments, logical, paged_cases
 from ._vote_scores import NORMALISED, vote_scores
 
 __all__ = ["paged_decode", "paged_decode_scores"]
@@ -19,74 +18,6 @@ _ARGS = (
     "int? window=None"
 )
 _DENSE_ARGS = _ARGS.replace("Tensor? selected=None, Tensor? counts=None, ", "")
-
-
-def _check(
-    op_name,
-    q,
-    k_pages,
-    v_pages,
-    block_table,
-    seq_lens,
-    q_lens=None,
-    starts=None,
-    selected=None,
-    counts=None,
-    ancestors=None,
-    sink_logit=None,
-    log_gamma=None,
-    softcap=None,
-    window=None,
-):
-    heads = logical.check_pages(op_name, k_pages, "k_pages", block_table, seq_lens, q.shape[0])
-    logical.check_queries(op_name, q, k_pages, heads)
-    check_tensor(op_name, "v_pages", v_pages, 4, (k_pages.dtype,), k_pages)
-    check_shape(op_name, "v_pages", v_pages, k_pages.shape, "the shape of k_pages")
-    refuse_unless(
-        v_pages.stride(-1) == 1 or v_pages.shape[-1] <= 1,
-        op_name,
-        "v_pages must have a contiguous last dimension",
-    )
-    b, t, hq, _ = q.shape
-    for name, x in (("q_lens", q_lens), ("starts", starts)):
-        if x is not None:
-            check_tensor(op_name, name, x, 1, logical.INT, q)
-            check_shape(op_name, name, x, (b,), "[B]")
-    for name, x in (("sink_logit", sink_logit), ("log_gamma", log_gamma)):
-        if x is not None:
-            check_tensor(op_name, name, x, 1, (torch.float32,), q)
-            check_shape(op_name, name, x, (hq,), "[Hq]")
-    refuse_unless(counts is None or selected is not None, op_name, "counts needs selected")
-    if selected is not None:
-        check_tensor(op_name, "selected", selected, 4, logical.INT, q)
-        s, hs = selected.shape[1:3]
-        refuse_unless(
-            selected.shape[0] == b and s in (1, t) and hs in (1, heads, hq),
-            op_name,
-            f"selected must be [B, 1 or T, 1 or Hkv or Hq, k] with B {b}, T {t}, Hkv {heads}, Hq {hq}, "
-            f"got {list(selected.shape)}",
-        )
-        if counts is not None:
-            check_tensor(op_name, "counts", counts, 3, logical.INT, q)
-            check_shape(op_name, "counts", counts, selected.shape[:3], "[B, S, Hs]")
-    if ancestors is not None:
-        check_tensor(op_name, "ancestors", ancestors, 3, (torch.int64,), q)
-        words = (t + 63) // 64
-        refuse_unless(
-            tuple(ancestors.shape[:2]) == (b, t) and words <= ancestors.shape[2] <= 4,
-            op_name,
-            f"ancestors must be [B, T, W] with B {b}, T {t}, W {words}..4, got {list(ancestors.shape)}",
-        )
-    refuse_unless(softcap is None or softcap > 0, op_name, f"softcap must be > 0, got {softcap}")
-    refuse_unless(window is None or window > 0, op_name, f"window must be > 0, got {window}")
-    return heads
-
-
-def _check_values(op_name, q, k_pages, block_table, seq_lens, q_lens, starts, selected, counts):
-    logical.check_values(op_name, k_pages, block_table, seq_lens, q_lens, starts, q.shape[1])
-    if selected is not None:
-        heads = logical.kv_heads(k_pages, block_table)
-        logical.check_selection(op_name, selected, counts, block_table, seq_lens, heads)
 
 
 def _chosen(selected, counts, heads, hq, length):
@@ -122,7 +53,7 @@ def reference(
     _op="paged_decode",
 ):
     """The definition, in plain PyTorch (float32 inside)."""
-    heads = _check(
+    heads = arguments.check(
         _op,
         q,
         k_pages,
@@ -139,7 +70,7 @@ def reference(
         softcap,
         window,
     )
-    _check_values(_op, q, k_pages, block_table, seq_lens, q_lens, starts, selected, counts)
+    arguments.check_values(_op, q, k_pages, block_table, seq_lens, q_lens, starts, selected, counts)
     b, t, hq, d = q.shape
     length = logical.capacity(k_pages, block_table)
     keys = logical.gather_logical(k_pages, block_table, heads)
@@ -202,7 +133,7 @@ def _(
     softcap=None,
     window=None,
 ):
-    _check(
+    arguments.check(
         "paged_decode",
         q,
         k_pages,
@@ -220,20 +151,6 @@ def _(
         window,
     )
     return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
-
-
-def _scores_shape(q, heads, reduce, length):
-    return (*q.shape[:2], q.shape[2] if reduce == "none" else heads, length)
-
-
-def _check_reduce(op_name, reduce, max_len, length):
-    refuse_unless(reduce in ("none", "max", "sum"), op_name, f"reduce must be none, max or sum, got {reduce}")
-    refuse_unless(
-        max_len is None or 0 <= max_len <= length,
-        op_name,
-        f"max_len must be 0..{length} (pages * page size), got {max_len}",
-    )
-    return length if max_len is None else max_len
 
 
 def raw_scores(q, k_pages, block_table, seq_lens, q_lens, starts, ancestors, window, scale, reduce, length):
@@ -289,7 +206,9 @@ def scores_reference(
         window=window,
         _op="paged_decode_scores",
     )
-    length = _check_reduce("paged_decode_scores", reduce, max_len, logical.capacity(k_pages, block_table))
+    length = arguments.check_reduce(
+        "paged_decode_scores", reduce, max_len, logical.capacity(k_pages, block_table)
+    )
     return (
         out,
         lse,
@@ -318,7 +237,7 @@ def _(
     reduce="none",
     max_len=None,
 ):
-    heads = _check(
+    heads = arguments.check(
         "paged_decode_scores",
         q,
         k_pages,
@@ -335,11 +254,13 @@ def _(
         softcap,
         window,
     )
-    length = _check_reduce("paged_decode_scores", reduce, max_len, logical.capacity(k_pages, block_table))
+    length = arguments.check_reduce(
+        "paged_decode_scores", reduce, max_len, logical.capacity(k_pages, block_table)
+    )
     return (
         q.new_empty(q.shape),
         q.new_empty(q.shape[:3], dtype=torch.float32),
-        q.new_empty(_scores_shape(q, heads, reduce, length), dtype=torch.float32),
+        q.new_empty(arguments.scores_shape(q, heads, reduce, length), dtype=torch.float32),
     )
 
 
@@ -407,7 +328,9 @@ def paged_decode(
         selected = selected[:, None]
         counts = counts[:, None] if counts is not None and counts.dim() == 2 else counts
     if q.is_cuda and checked():
-        _check_values("paged_decode", q, k_pages, block_table, seq_lens, q_lens, starts, selected, counts)
+        arguments.check_values(
+            "paged_decode", q, k_pages, block_table, seq_lens, q_lens, starts, selected, counts
+        )
     return torch.ops.tokops.paged_decode.default(
         q,
         k_pages,
@@ -457,7 +380,9 @@ def paged_decode_scores(
         ``out``, ``lse`` and ``scores`` as :func:`paged_scores` gives them (before softcap and log_gamma).
     """
     if q.is_cuda and checked():
-        _check_values("paged_decode_scores", q, k_pages, block_table, seq_lens, q_lens, starts, None, None)
+        arguments.check_values(
+            "paged_decode_scores", q, k_pages, block_table, seq_lens, q_lens, starts, None, None
+        )
     out, lse, scores = torch.ops.tokops.paged_decode_scores.default(
         q,
         k_pages,
@@ -480,81 +405,17 @@ def paged_decode_scores(
     return out, lse, scores.squeeze(1) if q.shape[1] == 1 else scores
 
 
-def _small_cases() -> Iterator[tuple[str, inputs.Paged]]:
-    tokens = inputs.int32
-    x = inputs.paged(1, lens=[1, 37, 0, 300], group=3)
-    yield "ragged, one empty", x
-    for i, (dtype, dim, group) in enumerate(
-        [(torch.bfloat16, 64, 7), (torch.float16, 96, 4), (torch.float32, 80, 1), (torch.bfloat16, 192, 16)]
-    ):
-        yield (
-            f"{dtype} D {dim} G {group}",
-            inputs.paged(10 + i, lens=[70, 17], group=group, dim=dim, dtype=dtype, heads=1 + i % 2),
-        )
-    x = inputs.paged(2, lens=[40, 90, 5], rows=5, page=1)
-    x.extra = {"q_lens": tokens(5, 3, 0), "starts": tokens(0, 80, 2), "scale": 0.2}
-    yield "padded left and right, page 1", x
-    x = inputs.paged(3, lens=[130, 64], rows=3, page=64, dtype=torch.bfloat16)
-    x.extra = {"sink_logit": torch.randn(4), "log_gamma": torch.randn(4), "softcap": 3.0, "window": 20}
-    yield "sink, gamma, softcap, window", x
-    x = inputs.paged(4, lens=[150, 81], rows=70, group=1)
-    x.extra = {"ancestors": inputs.tree(4, 2, 70), "window": 9}
-    yield "tree of 70", x
-    x = inputs.paged(5, lens=[50, 30], rows=2, per_head=True, heads=3)
-    yield "a table per head", x
-    yield "heads with splits of their own", inputs.paged(13, lens=[193, 66], per_head=True, heads=3)
-    x = inputs.paged(6, lens=[90, 33], page=100)
-    x.k_pages, x.v_pages = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (x.k_pages, x.v_pages))
-    x.q = x.q.transpose(1, 2).contiguous().transpose(1, 2)
-    yield "strided pools", x
-    x = inputs.paged(
-        8, lens=[257, 1]
-    )  # a row that sees the initial token alone, which log_gamma leaves as it is
-    x.extra = {"log_gamma": torch.tensor([0.5, -1.0, 0.25, 2.0])}
-    yield "one key more than even splits, one key alone", x
-    yield "rows that part at the end of a tile", inputs.paged(11, lens=[128, 96], rows=2)
-    x = inputs.paged(12, lens=[130, 96], rows=2)
-    x.extra = {"window": 70}
-    yield "a window of whole tiles", x
-    yield "float32 D 256", inputs.paged(9, lens=[70, 17], dim=256)
-    for dtype, group in ((torch.float32, 2), (torch.bfloat16, 8)):
-        x = inputs.paged(7, lens=[90, 33], group=group, dtype=dtype)
-        x.q[0, 0, 0, 0] = float("nan")
-        page = int(x.block_table[1, 0])
-        x.k_pages[page, 0, 3, 5] = float("nan")
-        x.v_pages[page, 0, 3, 5] = float("inf")
-        yield f"NaN in q and k, {dtype}", x
-
-
-def _selected_cases() -> Iterator[tuple[str, inputs.Paged]]:
-    lens = [100, 45, 9]
-    for rows, s, hs, k, dtype in [
-        (1, 1, 1, 30, torch.float32),
-        (1, 1, 2, 64, torch.bfloat16),
-        (1, 1, 6, 20, torch.float16),
-        (1, 1, 6, 129, torch.float32),
-        (4, 1, 2, 33, torch.float32),
-        (4, 4, 2, 25, torch.bfloat16),
-        (4, 4, 6, 5, torch.float32),
-        (4, 4, 1, 0, torch.float32),
-    ]:
-        x = inputs.paged(20 + k, lens=lens, rows=rows, group=3, dtype=dtype)
-        selected, counts = inputs.selection(k, lens, s, hs, k)
-        x.extra = {"selected": selected, "counts": counts if k % 2 else None}
-        yield f"selected S {s} Hs {hs} k {k}", x
-
-
 def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
     """Named inputs of both ops."""
     if size == "large":
         for dtype in (torch.float32, torch.bfloat16):
-            x = inputs.paged(0, lens=[16384], heads=8, group=4, dim=128, page=16384, dtype=dtype)
+            x = paged_cases.inputs.paged(0, lens=[16384], heads=8, group=4, dim=128, page=16384, dtype=dtype)
             yield "paged_decode", f"L 16384 {dtype}", x.decode_args, {}
         return
-    for label, x in _small_cases():
+    for label, x in paged_cases.small():
         yield "paged_decode", label, x.decode_args, x.extra
         for reduce, max_len in (("none", None), ("max", 40), ("sum", None)):
             extra = {**x.extra, "reduce": reduce, "max_len": max_len and min(max_len, x.k_pages.shape[2])}
             yield "paged_decode_scores", f"{label}, {reduce}", x.decode_args, extra
-    for label, x in _selected_cases():
+    for label, x in paged_cases.selected():
         yield "paged_decode", label, x.decode_args, x.extra

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from .._check import check_shape, check_tensor, refuse_unless
 from .._native import checked, op
-from . import inputs, logical
-from ._paged_decode import _check_reduce, _scores_shape, _small_cases, raw_scores
+from . import arguments, inputs, logical, paged_cases
+from ._paged_decode import raw_scores
 from ._vote_scores import NORMALISED, vote_scores
 
 __all__ = ["paged_scores"]
@@ -35,7 +35,9 @@ def _check(q, k_pages, block_table, seq_lens, q_lens, starts, ancestors, window,
             f"ancestors must be [B, T, W], got {list(ancestors.shape)}",
         )
     refuse_unless(window is None or window > 0, "paged_scores", f"window must be > 0, got {window}")
-    return heads, _check_reduce("paged_scores", reduce, max_len, logical.capacity(k_pages, block_table))
+    return heads, arguments.check_reduce(
+        "paged_scores", reduce, max_len, logical.capacity(k_pages, block_table)
+    )
 
 
 @op(f"paged_scores({_ARGS}) -> Tensor", tags=(torch.Tag.needs_exact_strides,))
@@ -79,7 +81,7 @@ def _(
     heads, length = _check(
         q, k_pages, block_table, seq_lens, q_lens, starts, ancestors, window, reduce, max_len
     )
-    return q.new_empty(_scores_shape(q, heads, reduce, length), dtype=torch.float32)
+    return q.new_empty(arguments.scores_shape(q, heads, reduce, length), dtype=torch.float32)
 
 
 def paged_scores(
@@ -161,7 +163,7 @@ def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
         yield "paged_scores", "L 16384", x.score_args, {"reduce": "max"}
         return
     allowed = ("q_lens", "starts", "ancestors", "window", "scale")
-    for label, x in _small_cases():
+    for label, x in paged_cases.small():
         for reduce in ("none", "max", "sum"):
             extra = {k: v for k, v in x.extra.items() if k in allowed}
             yield "paged_scores", f"{label}, {reduce}", x.score_args, {**extra, "reduce": reduce}

@@ -88,5 +88,10 @@ def tree(seed: int, batch: int, nodes: int, device: torch.device | str = "cpu") 
     return words.to(device)
 
 
+def vector(seed: int, n: int) -> Tensor:
+    """Normal float32 numbers."""
+    return torch.randn(n, generator=torch.Generator().manual_seed(seed))
+
+
 def int32(*values: int) -> Tensor:
     return torch.tensor(values, dtype=torch.int32)

@@ -12,9 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def _stages(progress: Progress) -> Callable[[str, int], Callable[[int], None]]:
-    """Begins a bar; the function that it returns advances it."""
+    """Begins a bar; the function that it returns advances it. Where bars cannot be drawn, a line tells."""
 
     def stage(name: str, total: int) -> Callable[[int], None]:
+        if not progress.console.is_terminal:
+            progress.console.print(f"{name} ...")
         task = progress.add_task(name, total=total)
         return lambda done: progress.advance(task, done)
 

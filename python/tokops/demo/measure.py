@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from tokops.bench.timing import interleaved, medians
+from tokops.bench.timing import Name, interleaved, medians
 from tokops.hf import quality
 from tokops.hf.contexts import Context
 
@@ -71,7 +71,7 @@ class SharedStepper(Stepper):
         self.cache.crop(-1)
 
 
-def speeds(steppers: Mapping[str, Stepper], plan: Plan, tick: Callable[[], None]) -> dict[str, float]:
+def speeds(steppers: Mapping[Name, Stepper], plan: Plan, tick: Callable[[], None]) -> dict[Name, float]:
     """Tokens per second of every way over its whole batch; the steps are timed in turn."""
     taken = medians(
         interleaved(steppers, rounds=plan.rounds, least=plan.least, seconds=plan.seconds, tick=tick)

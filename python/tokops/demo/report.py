@@ -128,6 +128,7 @@ def _draw_quality(axes, rows: Sequence[Row]) -> None:
         )
     axes.set_xscale("log", base=2)
     axes.set_yscale("symlog", linthresh=1e-4)
+    axes.set_ylim(0, 1)
     axes.set_xlabel("TidalDecode budget: tokens that a sparse layer reads")
     axes.set_title("next token against dense decoding", fontsize=9)
     axes.grid(alpha=0.3)

@@ -97,11 +97,9 @@ class _Precision:
         if self.name == "fp32":
             self._identity()
         found, plan = self._qualities(stretch), self.plan
-        self._setting("batch 1", 1, plan.budgets, found)
-        copied = f"batch {plan.batch}, copied"
-        if self._fits(copied):
-            stock = self._setting(copied, plan.batch, plan.batch_budgets, {})
-            self._setting(f"batch {plan.batch}, shared", plan.batch, plan.batch_budgets, {}, stock)
+        self._speeds(1, plan.budgets, found)
+        if self._fits(_copied(plan.batch)):
+            self._speeds(plan.batch, plan.batch_budgets, found)
 
     def _identity(self) -> None:
         stock, ours = w.stock_ways(self.model)[0], w.our_ways(self.model, ())[0]
@@ -116,7 +114,7 @@ class _Precision:
         return qualities(stock, others, self.context, stretch, self.plan, tick)
 
     def _fits(self, setting: str) -> bool:
-        """Whether the four caches of a batch fit into memory; what does not is left out with a note."""
+        """Whether the caches of a batch fit into memory; what does not is left out with a note."""
         need = 5 * self.plan.batch * self.context.bytes_per_token * self.plan.room  # one to spare
         free = available_memory()
         if free is None or need < free:
@@ -125,40 +123,30 @@ class _Precision:
         self.result.notes.append(f"{self.name}, {setting}, was left out: it {sizes}.")
         return False
 
-    def _setting(
-        self,
-        setting: str,
-        batch: int,
-        budgets: Sequence[int],
-        found: Mapping[str, Quality],
-        reference: float | None = None,
-    ) -> float:
-        """Time one setting and add its rows.
-
-        Args:
-            reference: stock's tokens per second where it was measured before: for pages that all rows share,
-                which stock has not.
-
-        Returns:
-            Stock's tokens per second.
-        """
-        plan, shared = self.plan, reference is not None
-        theirs = [] if shared else w.stock_ways(self.model)
-        ours = w.our_ways(self.model, budgets, self.reselect_layer)
+    def _speeds(self, batch: int, budgets: Sequence[int], found: Mapping[str, Quality]) -> None:
+        """Time all ways at one batch in turn, ours also over pages that the rows share, and add their rows."""
+        plan, copied = self.plan, _copied(batch)
+        theirs = w.stock_ways(self.model)
         first = first_tokens(self.context, batch)
-        steppers = {
-            way.name: Stepper(way, way.start(self.context, plan.room, batch), first) for way in theirs
-        }
-        cache = ours[0].start(self.context, plan.room, 1 if shared else batch)
-        if shared:
-            cache.batch_repeat_interleave(batch)
-        steppers |= {way.name: SharedStepper(way, cache, first) for way in ours}
-        tick = self.stage(f"{setting}, {self.name}", plan.rounds)
+        entries = [
+            (copied, way, Stepper(way, way.start(self.context, plan.room, batch), first)) for way in theirs
+        ]
+        for setting in [copied] if batch == 1 else [copied, f"batch {batch}, shared"]:
+            ours = w.our_ways(self.model, budgets, self.reselect_layer)
+            cache = ours[0].start(self.context, plan.room, batch if setting == copied else 1)
+            if setting != copied:
+                cache.batch_repeat_interleave(batch)
+            entries += [(setting, way, SharedStepper(way, cache, first)) for way in ours]
+        tick = self.stage(f"{copied.split(',')[0]}, {self.name}", plan.rounds)
+        steppers = {(setting, way.name): stepper for setting, way, stepper in entries}
         rates = speeds(steppers, plan, lambda: tick(1))
-        reference = reference or rates[w.STOCK]
-        for way in (*theirs, *ours):
-            rate = rates[way.name]
-            read = way.bytes_read(self.context, plan.room)
-            row = Row(self.name, setting, way.name, rate, rate / reference, read, found.get(way.name))
-            self.result.rows.append(row)
-        return reference
+        reference = rates[copied, w.STOCK]
+        for setting, way, _ in entries:
+            rate, read = rates[setting, way.name], way.bytes_read(self.context, plan.room)
+            quality = found.get(way.name) if batch == 1 else None
+            self.result.rows.append(Row(self.name, setting, way.name, rate, rate / reference, read, quality))
+
+
+def _copied(batch: int) -> str:
+    """The setting in which every row has a cache of its own."""
+    return "batch 1" if batch == 1 else f"batch {batch}, copied"

@@ -225,6 +225,19 @@ def next_token_kls(
     return found.tolist()
 
 
+def _layers_to_rank(shape: ModelShape, select_layer: int) -> list[int]:
+    """Layers that could select again."""
+    if select_layer not in shape.full_layers:
+        raise ValueError(
+            f"layer {select_layer} has a sliding window and cannot select; full-attention layers: "
+            f"{', '.join(map(str, shape.full_layers)) or 'none'}"
+        )
+    later = [layer for layer in shape.full_layers if layer > select_layer]
+    if not later:
+        raise ValueError(f"no full-attention layer comes after layer {select_layer}")
+    return later
+
+
 def calibrate(
     model,
     prompts: Sequence[Tensor],
@@ -256,24 +269,11 @@ def calibrate(
         what it was measured with.
     """
     shape = shape_of(model.config)
-    if select_layer not in shape.full_layers:
-        raise ValueError(
-            f"layer {select_layer} has a sliding window and cannot select; full-attention layers: "
-            f"{', '.join(map(str, shape.full_layers)) or 'none'}"
-        )
-    later = sum(layer > select_layer for layer in shape.full_layers)
-    if not later:
-        raise ValueError(f"no full-attention layer comes after layer {select_layer}")
-    tried = min(candidates, later)
+    tried = min(candidates, len(_layers_to_rank(shape, select_layer)))
     once = len(prompts) * steps
     total = once * (2 + tried if tried else 1)
-    found = record_overlap(
-        model,
-        prompts,
-        budget=budget,
-        steps=steps,
-        progress=progress and (lambda done, _: progress(done, total)),
-    )
+    ranked = progress and (lambda done, _: progress(done, total))
+    found = record_overlap(model, prompts, budget=budget, steps=steps, progress=ranked)
     ranking = found.ranking(select_layer, metric)
     layers = [layer for layer, _ in ranking[:tried]]
     dense = tuple(range(min(2, select_layer)))
@@ -281,13 +281,8 @@ def calibrate(
         TidalDecode(budget=budget, select_layer=select_layer, reselect_layer=layer, dense_layers=dense)
         for layer in layers
     ]
-    measured = next_token_kls(
-        model,
-        methods,
-        prompts if methods else [],
-        steps=steps,
-        progress=progress and (lambda done, _: progress(once + done, total)),
-    )
+    run = progress and (lambda done, _: progress(once + done, total))
+    measured = next_token_kls(model, methods, prompts if methods else [], steps=steps, progress=run)
     kl = dict(zip(layers, measured, strict=True))
     record = {
         "select_layer": select_layer,
