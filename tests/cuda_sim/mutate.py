@@ -119,7 +119,7 @@ def verdict(number: int, mutant: Mutant) -> tuple[Mutant, str | None]:
     folder = sim_build.ROOT / "build/cuda_sim/mutants" / str(number)
     found = None
     for sanitized in (False, True):
-        if found is None:
+        if found is None and not (sanitized and mutant.explained):
             try:
                 found = red(build(mutant, folder, sanitized), sanitized)
             except RuntimeError as e:

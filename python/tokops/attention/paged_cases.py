@@ -34,13 +34,13 @@ def small() -> Iterator[tuple[str, inputs.Paged]]:
     yield "tree of 70", x
     x = inputs.paged(5, lens=[50, 30], rows=2, per_head=True, heads=3)
     yield "a table per head", x
+    yield "heads with splits of their own", inputs.paged(13, lens=[193, 66], per_head=True, heads=3)
     x = inputs.paged(6, lens=[90, 33], page=100)
     x.k_pages, x.v_pages = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (x.k_pages, x.v_pages))
     x.q = x.q.transpose(1, 2).contiguous().transpose(1, 2)
     yield "strided pools", x
-    x = inputs.paged(
-        8, lens=[257, 1]
-    )  # a row that sees the initial token alone, which log_gamma leaves as it is
+    # The second row sees the initial token alone, which log_gamma then leaves as it is.
+    x = inputs.paged(8, lens=[257, 1])
     x.extra = {"log_gamma": torch.tensor([0.5, -1.0, 0.25, 2.0])}
     yield "one key more than even splits, one key alone", x
     yield "rows that part at the end of a tile", inputs.paged(11, lens=[128, 96], rows=2)
@@ -75,6 +75,7 @@ def selected() -> Iterator[tuple[str, inputs.Paged]]:
         (1, 1, 1, 30, torch.float32),
         (1, 1, 2, 64, torch.bfloat16),
         (1, 1, 6, 20, torch.float16),
+        (1, 1, 6, 129, torch.float32),
         (4, 1, 2, 33, torch.float32),
         (4, 4, 2, 25, torch.bfloat16),
         (4, 4, 6, 5, torch.float32),
