@@ -39,6 +39,7 @@ struct PagedDecode {
   const float *sink_logit, *log_gamma;  // [Hq] or null
   float scale, softcap;                 // softcap 0: none
   int32_t window;                       // 0: none
+  bool rotate;  // packed_decode alone: queries and outputs pass through a Hadamard transform
 
   float* scores;  // contiguous [B, T, Hs, score_len] or null; every element is written
   int64_t score_len;
