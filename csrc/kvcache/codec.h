@@ -115,7 +115,9 @@ TOKOPS_HD uint8_t fp8_code(CodecKind k, float y) {
   const uint32_t normal = (a - below + (1u << (shift - 1)) - 1 + (a >> shift & 1)) >> shift;
   const float magic = e4m3 ? 16384.f : 128.f;  // its unit is the smallest code's value
   const uint32_t subnormal = bits_of_float(float_of_bits(a) + magic) - bits_of_float(magic);
-  return uint8_t(sign | (a >= below + (1u << 23) ? normal : subnormal));
+  // Masks and not a choice: a compiler that moves the sum into a branch cannot vectorise it.
+  const uint32_t is_normal = 0u - uint32_t(a >= below + (1u << 23));
+  return uint8_t(sign | (normal & is_normal) | (subnormal & ~is_normal));
 }
 
 // ---- Where a code lies in its row. ----
