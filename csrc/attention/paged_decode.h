@@ -57,11 +57,6 @@ void paged_decode(const PagedDecode& p,
                   const Queue& q);  // paged_decode.isa.cpp on the CPU, .cu on CUDA
 
 // ---- Index arithmetic both backends share. ----
-#if defined(__CUDACC__) || defined(TOKOPS_CUDA_SIM_KERNEL)
-#define TOKOPS_HD __host__ __device__ inline
-#else
-#define TOKOPS_HD inline
-#endif
 
 // One (sequence, KV head): its lengths and who sees whom.
 struct RowView {
