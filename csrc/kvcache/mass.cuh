@@ -15,8 +15,7 @@ __device__ __forceinline__ float bend(float s, float softcap) {
   return softcap > 0.f && s != -INFINITY ? softcap * tanhf(s / softcap) : s;
 }
 
-// Scores without NaN. A difference above 88 counts as 88, so that the sum of a wrong lse stays a
-// number; a NaN lse gives nothing.
+// Scores without NaN. A difference above 88, of a wrong lse, counts as 88; a NaN lse gives nothing.
 __device__ __forceinline__ float mass_of(float s, float lse, float softcap) {
   const float x = sane(bend(s, softcap) - lse);
   return expf(x < 88.f ? x : 88.f);

@@ -14,8 +14,8 @@ inline Vec bend(Vec s, float softcap) {
   return select_less(s, splat(-3.402823466e38f), s, select_less(x, none, none - bent, bent));
 }
 
-// Scores without NaN, softcap 0 for none. A difference above 88 counts as 88, so that the sum of a
-// wrong lse stays a number; a NaN lse gives nothing.
+// Scores without NaN, softcap 0 for none. A difference above 88, of a wrong lse, counts as 88; a
+// NaN lse gives nothing.
 inline Vec mass_of(Vec s, Vec lse, float softcap) {
   const Vec x = softcap > 0 ? bend(s, softcap) : s;
   return exp_nonpositive(min(sane(x - lse), splat(88)));
