@@ -14,9 +14,10 @@ struct Weights {
 
 // What the mix takes of each vector, from their norms and dot product.
 __device__ Weights weights_of(const MinicacheMerge& p, float nx, float ny, float dot) {
-  // A zero vector has no direction and loses nothing: the dot product is 0, or NaN of the other.
+  if (!(nx + ny < INFINITY)) return {NAN, NAN, NAN, 0};
+  // A zero vector has no direction and loses nothing.
   if (nx == 0.f || ny == 0.f)
-    return {nx == 0.f ? 0.f : 1.f / nx, ny == 0.f ? 0.f : 1.f / ny, fabsf(dot), 0.f};
+    return {nx == 0.f ? 0.f : 1.f / nx, ny == 0.f ? 0.f : 1.f / ny, 0.f, 0.f};
   const float ix = 1.f / (nx > p.eps ? nx : p.eps), iy = 1.f / (ny > p.eps ? ny : p.eps);
   float c = dot * ix * iy;
   c = c < -p.cos_limit ? -p.cos_limit : c > p.cos_limit ? p.cos_limit : c;

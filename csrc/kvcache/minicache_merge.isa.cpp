@@ -28,8 +28,9 @@ struct Weights {
 
 // What the mix takes of each vector, from their norms and dot product.
 Weights weights_of(const MinicacheMerge& p, float nx, float ny, float dot) {
-  // A zero vector has no direction and loses nothing: the dot product is 0, or NaN of the other.
-  if (nx == 0 || ny == 0) return {nx == 0 ? 0 : 1 / nx, ny == 0 ? 0 : 1 / ny, fabsf(dot), 0};
+  if (!(nx + ny < INFINITY)) return {NAN, NAN, NAN, 0};
+  // A zero vector has no direction and loses nothing.
+  if (nx == 0 || ny == 0) return {nx == 0 ? 0 : 1 / nx, ny == 0 ? 0 : 1 / ny, 0, 0};
   const float ix = 1 / (nx > p.eps ? nx : p.eps), iy = 1 / (ny > p.eps ? ny : p.eps);
   float c = dot * ix * iy;
   c = c < -p.cos_limit ? -p.cos_limit : c > p.cos_limit ? p.cos_limit : c;

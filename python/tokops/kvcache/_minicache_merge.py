@@ -56,10 +56,10 @@ def reference(x_prev, x_cur, *, t=0.6, eps=1e-6):
     mix = a[..., None] * u + b[..., None] * v
     opposite = mix.square().sum(-1).sqrt() < _NO_MIX * v.square().sum(-1).sqrt()
     mix = torch.where(opposite[..., None], y, mix)
-    # A zero vector has no direction and loses nothing: the dot product is 0, or NaN of the other.
-    alone = (nx == 0) | (ny == 0)
-    mix = torch.where(alone[..., None], x + y, mix)
-    distance = torch.where(alone, (x * y).sum(-1).abs(), angle / math.pi)
+    alone = (nx == 0) | (ny == 0)  # a zero vector has no direction and loses nothing
+    odd = ~(nx + ny).isfinite()
+    mix = torch.where(alone[..., None], x + y, mix).masked_fill(odd[..., None], math.nan)
+    distance = (angle / math.pi).masked_fill(alone, 0.0).masked_fill(odd, math.nan)
     length = mix.square().sum(-1).sqrt()
     e = torch.where((length == 0)[..., None], mix, mix / length[..., None])
     return e.to(x_prev.dtype), _to_half(nx), _to_half(ny), distance
