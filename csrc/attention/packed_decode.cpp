@@ -185,16 +185,13 @@ Part part_of(PartTensors& x, size_t i, const Tensor& q, int64_t heads) {
 void check_part_values(const PackedDecode& d, const Part& p, size_t i) {
   const int64_t cap = int64_t(p.pages) * p.P;
   for (int64_t b = 0; b < d.base.B; ++b) {
-    const int64_t length = d.base.seq_lens[b], first = p.first ? p.first[b] : 0;
-    STD_TORCH_CHECK(first >= 0 && (!p.begin || p.begin[b] >= 0), kOp, ": ", name_of(i, "first"),
+    const int64_t length = d.base.seq_lens[b];
+    STD_TORCH_CHECK((!p.first || p.first[b] >= 0) && (!p.begin || p.begin[b] >= 0), kOp, ": ", name_of(i, "first"),
                     " and begin must be >= 0, sequence ", b, " has others");
     for (int64_t h = 0; h < d.base.Hkv; ++h) {
       const int64_t n = p.lens[b * p.lens_b + h * p.lens_h];
       STD_TORCH_CHECK(n >= 0 && n <= cap, kOp, ": ", name_of(i, "lens"), " must be 0..", cap,
                       " (pages * page size), got ", n, " for sequence ", b);
-      STD_TORCH_CHECK(p.positions || n == 0 || first + n <= length, kOp, ": ", name_of(i, "lens"),
-                      " must end within seq_lens ", length, ", got ", first + n, " for sequence ",
-                      b);
       const int32_t* row = p.table + b * p.table_b + h * p.table_h;
       bool inside = true;
       for (int64_t j = 0; j < (n + p.P - 1) / (p.P > 0 ? p.P : 1); ++j)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from tiny_models import build
 
 import tokops
-from tokops.hf.pages import PageTable
+from tokops.kvcache.pages import PageTable
 
 OPERATIONS = st.one_of(
     st.tuples(st.just("append"), st.integers(1, 9)),

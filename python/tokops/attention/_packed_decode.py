@@ -152,10 +152,6 @@ def _check_values(q, parts, seq_lens, q_lens, starts, selected, counts, heads):
             refuse_unless(
                 x is None or bool((x >= 0).all()), _NAME, f"{name}.first and begin must be >= 0, got others"
             )
-        if part.positions is None:
-            end = lens + (0 if part.first is None else part.first[:, None])
-            ok = (lens == 0) | (end <= seq_lens[:, None])
-            refuse_unless(bool(ok.all()), _NAME, f"{name}.lens must end within seq_lens, got {lens.tolist()}")
         _check_places(name, part, lens, seq_lens, selected, heads)
 
 
@@ -198,6 +194,7 @@ def _scatter(parts: Sequence[Part], heads: int, dim: int, length: int, batch: in
         position = slot if part.positions is None else part.positions.long()
         if part.first is not None:
             position = position + part.first[:, None, None]
+        live = live & (position < length)  # what lies behind seq_lens is not seen
         index = torch.where(live, position, length)[..., None].expand(-1, -1, -1, dim)
         for target, side in ((keys, "k"), (values, "v")):
             rows = logical.gather_logical(decoded(part, side, dim), part.block_table, heads)

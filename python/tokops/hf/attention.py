@@ -4,12 +4,11 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from ..attention import paged_decode, prefill_attention
-from .cache import PagedLayer
+from ..attention import prefill_attention
+from .layers import MAX_ROWS, PagedLayer, StoreLayer
 from .reader import Reader
 
 NAME = "tokops"
-MAX_ROWS = 256  # rows that paged_decode takes at once
 
 
 class _NoBackward(torch.autograd.Function):
@@ -93,8 +92,11 @@ def attention(
         "sink_logit": None if s_aux is None else s_aux.float(),
     }
     q = query.transpose(1, 2)
-    if isinstance(key, PagedLayer):
-        return _over_pages(key, q, value, options), None
+    if isinstance(key, (PagedLayer, StoreLayer)):
+        out = _over_cache(key, q, value, options)
+        if key.state.step.prompt_rows:
+            key.absorb(q, options)
+        return out, None
     if key.shape[2] != query.shape[2]:
         raise TypeError(
             "tokops attention needs a tokops cache: pass past_key_values=run.new_cache(). If this model was not "
@@ -103,7 +105,7 @@ def attention(
     return prefill_attention(q, key.transpose(1, 2), value.transpose(1, 2), **options), None
 
 
-def _over_pages(layer, q, new, options):
+def _over_cache(layer, q, new, options):
     if layer.window != options["window"]:
         raise RuntimeError(
             f"layer {layer.index} attends over a window of {options['window']}, its cache keeps one of {layer.window}"
@@ -130,22 +132,13 @@ def _over_pages(layer, q, new, options):
 
 def _dense(layer, q, new, options, rows):
     """Dense attention of the first rows of a forward of ``rows`` tokens."""
-    past, end = layer.state.step.past, layer.length - (rows - q.shape[1])
+    past, behind = layer.state.step.past, rows - q.shape[1]
     if past and q.shape[1] <= MAX_ROWS:
-        seq_lens = layer.table.seq_lens
-        if end < layer.length:
-            seq_lens = seq_lens - (layer.length - end)
-        out = paged_decode(q, layer.k_pages, layer.v_pages, layer.table.table, seq_lens, **options)[0]
-        return _guard(out, q)
+        return _guard(layer.decode(q, options, behind=behind), q)
+    if past:
+        return _guard(layer.prompt(q, new, options), q)
     k, v = (x.transpose(1, 2)[:, : q.shape[1]] for x in new)
-    if not past:
-        return prefill_attention(q, k, v, **options)
-    first = 0 if layer.window is None else max(0, past - layer.window + 1)
-    old = layer.gather(first, past)
-    if first and options["starts"] is not None:
-        options = {**options, "starts": (options["starts"] - first).clamp_min(0)}
-    k, v = (torch.cat([a, b], 1) for a, b in zip(old, (k, v), strict=True))
-    return _guard(prefill_attention(q.detach(), k.detach(), v.detach(), **options), q)
+    return prefill_attention(q, k, v, **options)
 
 
 def _guard(out, q):

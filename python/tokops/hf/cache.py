@@ -4,12 +4,12 @@ import copy
 
 import torch
 from torch import Tensor
-from transformers import Cache, CacheLayerMixin, DynamicCache
+from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from ..attention import paged_append
+from ..kvcache.pages import PageTable
 from ..methods import Method, Step
-from .pages import PageTable
+from .layers import PagedLayer, StoreLayer
 
 #: Tokens per page. A beam that splits copies at most one page per layer and a sequence wastes at most 63 slots,
 #: while 64 rows are still a run of 8 KiB or more per head, which streams as fast as a contiguous cache.
@@ -23,6 +23,8 @@ class CacheState:
         self.page_size = page_size
         self.plan = plan
         self.tables: dict[int | None, PageTable] = {}
+        #: Bookkeeping of the layers that a storing method keeps, None where all are full-precision pages.
+        self.layout = plan.new_layout(page_size)
         self.step: Step | None = None
         #: Cached positions from here on are decoding, before it prompt. None: only single tokens are decoding.
         self.prompt_length: int | None = None
@@ -31,18 +33,25 @@ class CacheState:
         return self.tables.setdefault(window, PageTable(self.page_size, window))
 
     @property
+    def books(self) -> list:
+        """Everything that knows how many tokens and bytes are held."""
+        return [*self.tables.values(), *([] if self.layout is None else [self.layout])]
+
+    @property
     def length(self) -> int:
-        return next(iter(self.tables.values())).length
+        return self.books[0].length
 
     def begin(self, batch: int, rows: int, device: torch.device) -> None:
         """Start a forward of new tokens: room in all tables, and a fresh step."""
         past = self.length
-        for table in self.tables.values():
-            table.advance(batch, rows, device)
         if self.prompt_length is None:
             prompt_rows = rows if rows > 1 or past == 0 else 0
         else:
             prompt_rows = min(max(self.prompt_length - past, 0), rows)
+        for table in self.tables.values():
+            table.advance(batch, rows, device)
+        if self.layout is not None:
+            self.layout.begin(batch, rows, prompt_rows, device)
         self.step = Step(past, rows, prompt_rows)
         self.plan.counters.begin(self)
 
@@ -55,99 +64,11 @@ class Plan:
         self.counters = counters
         selecting = [m for m in methods if "select" in m.slots]
         self.select = selecting[0].select if selecting else None
+        self._storing = [m for m in methods if "store" in m.slots]
 
-
-class PagedLayer(CacheLayerMixin):
-    """Keys and values of one layer in pages; ``update`` returns the layer and the new tokens."""
-
-    is_compileable = False
-    is_croppable = True
-    supports_early_init = False
-
-    def __init__(self, index: int, state: CacheState, window: int | None = None):
-        super().__init__()
-        self.index = index
-        self.state = state
-        self.window = window
-        self.table = state.table(window)
-        self.is_sliding = window is not None
-        self.length = 0
-        self.k_pages: Tensor | None = None
-        self.v_pages: Tensor | None = None
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
-        _, heads, _, dim = key_states.shape
-        if value_states.shape != key_states.shape:
-            raise ValueError(
-                f"keys and values must have one shape, got {list(key_states.shape)} and {list(value_states.shape)}"
-            )
-        self.k_pages = key_states.new_empty(0, heads, self.table.size, dim)
-        self.v_pages = torch.empty_like(self.k_pages)
-        self.table.token_bytes += 2 * heads * dim * key_states.element_size()
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
-        """Append new tokens ``[B, Hkv, T, D]``; returns this layer, and the new keys and values."""
-        table = self.table
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        rows = key_states.shape[2]
-        if self.length + rows != table.length:
-            raise RuntimeError(
-                f"layer {self.index} holds {self.length} tokens and gets {rows}, the cache is at {table.length}: a "
-                "forward was interrupted, reset() the cache"
-            )
-        if table.copies is not None or self.k_pages.shape[0] < table.capacity:
-            self.follow()
-        k, v = key_states.transpose(1, 2), value_states.transpose(1, 2)
-        if k.requires_grad:
-            k, v = k.detach(), v.detach()
-        if table.skipped:
-            k, v = k[:, table.skipped :], v[:, table.skipped :]
-        paged_append(self.k_pages, self.v_pages, table.table, table.seq_lens, k, v)
-        self.length = table.length
-        return self, (key_states, value_states)
-
-    def follow(self) -> None:
-        """Grow the pools to the table's capacity and make the copies it asks for."""
-        table = self.table
-        if self.k_pages.shape[0] < table.capacity:
-            self.k_pages, self.v_pages = (self._grown(x) for x in (self.k_pages, self.v_pages))
-        if table.copies is not None:
-            source, target = table.copies
-            self.k_pages[target] = self.k_pages[source]
-            self.v_pages[target] = self.v_pages[source]
-
-    def _grown(self, pages):
-        pool = pages.new_empty(self.table.capacity, *pages.shape[1:])
-        pool[: pages.shape[0]] = pages
-        return pool
-
-    def gather(self, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of positions ``[first, last)`` of all sequences, copied to ``[B, n, Hkv, D]``."""
-        size = self.table.size
-        column = first // size
-        pages = self.table.table[:, column : -(-last // size)].long()
-        out = []
-        for pool in (self.k_pages, self.v_pages):
-            rows = pool[pages].transpose(2, 3).flatten(1, 2)  # [B, pages * P, Hkv, D]
-            out.append(rows[:, first - column * size : last - column * size])
-        return out[0], out[1]
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def offload(self) -> None:
-        raise NotImplementedError("tokops caches are not offloaded")
-
-    prefetch = offload
+    def new_layout(self, page_size: int):
+        """The bookkeeping of a new cache's stores, None where full-precision pages are the store."""
+        return self._storing[0].new_layout(page_size) if self._storing else None
 
 
 class PagedCache(Cache):
@@ -171,7 +92,10 @@ class PagedCache(Cache):
                 window = layer.sliding_window
             else:
                 raise ValueError(f"tokops has no pages for layer {index}, a {type(layer).__name__}")
-            layers.append(PagedLayer(index, self.state, window))
+            if window is None and self.state.layout is not None:
+                layers.append(StoreLayer(index, self.state))
+            else:
+                layers.append(PagedLayer(index, self.state, window))
         super().__init__(layers=layers)
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
@@ -191,16 +115,12 @@ class PagedCache(Cache):
     def prompt_length(self, value: int | None) -> None:
         self.state.prompt_length = value
 
-    def _settle(self):
-        for layer in self.layers:
-            layer.length = layer.table.length
-
     def reset(self) -> None:
         """Forget everything; pools are given back."""
-        for table in self.state.tables.values():
-            table.reset()
+        for book in self.state.books:
+            book.reset()
         for layer in self.layers:
-            layer.length, layer.k_pages, layer.v_pages, layer.is_initialized = 0, None, None, False
+            layer.reset()
         self.state.step = None
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -210,30 +130,43 @@ class PagedCache(Cache):
             raise ValueError(f"crop takes minus the number of tokens to remove, got {remove}")
         for table in self.state.tables.values():
             table.crop(-remove)
-        self._settle()
+        layout = self.state.layout
+        restored = (0, 0) if layout is None else layout.crop(-remove)
+        for layer in self.layers:
+            layer.follow_crop(restored)
+        if layout is not None:
+            layout.drop_pages()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some sequences, in the order given; pages are shared, not copied."""
-        rows = indices.nonzero().flatten() if indices.dtype == torch.bool else indices
-        for table in self.state.tables.values():
-            table.select(rows.tolist())
+        self._select((indices.nonzero().flatten() if indices.dtype == torch.bool else indices).tolist())
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Hold every sequence ``repeats`` times; pages are shared, not copied."""
-        for table in self.state.tables.values():
-            table.select([row for row in range(table.batch) for _ in range(repeats)])
+        self._select([row for row in range(self.state.books[0].batch) for _ in range(repeats)])
+
+    def _select(self, rows: list[int]) -> None:
+        for book in self.state.books:
+            book.select(rows)
+        for layer in self.layers:
+            layer.select(rows)
 
     def unshare(self) -> None:
         """Give every sequence pages of its own, with copies of what they hold."""
         for window, table in self.state.tables.items():
             table.unshare()
             for layer in self.layers:
-                if layer.window == window and layer.is_initialized:
+                if isinstance(layer, PagedLayer) and layer.window == window and layer.is_initialized:
                     layer.follow()
             table.copies = None
+        if self.state.layout is not None:
+            self.state.layout.unshare()
+            for layer in self.layers:
+                if isinstance(layer, StoreLayer):
+                    layer.store.follow()
 
     def activate_past_recording(self) -> None:
         """Keep what leaves a sliding window until the next crop."""

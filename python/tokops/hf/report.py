@@ -21,7 +21,8 @@ class Report:
             N layers at length L reads N * L; a token whose keys alone are read counts half. Lists per query head
             count as read one by one, at most the whole context per KV head.
         read_ratio: ``tokens_read_per_step`` over what dense decoding would have read.
-        kv_bytes: bytes of the cached tokens; shared pages count once.
+        kv_bytes: bytes of the cached tokens with all that is needed to read them (scales, zeros, and tables of packed
+            pages); shared pages count once.
         kv_bytes_allocated: bytes of the pools.
         kv_bytes_full: bytes of all sequences' tokens in the model's dtype, nothing shared and nothing dropped.
         kv_bytes_read_per_token: cached bytes read per decoded token and sequence.
@@ -67,12 +68,12 @@ class Counters:
     dense: float = 0.0
     keys_saved: float = 0.0
     values_saved: float = 0.0
-    tables: dict = field(default_factory=dict)
+    books: list = field(default_factory=list)
 
     def begin(self, state) -> None:
         """Count one forward of a cache as if it were dense."""
         step: Step = state.step
-        self.tables = state.tables
+        self.books = state.books
         if step.prompt_rows == step.rows:
             return
         length = step.past + step.rows
@@ -110,8 +111,8 @@ class Counters:
         """The sums so far, and what the last cache holds."""
         read = self.dense - (self.keys_saved + self.values_saved) / 2
         steps, tokens = max(self.steps, 1), max(self.tokens, 1)
-        tables = list(self.tables.values())
-        layer_bytes = sum(table.token_bytes for table in tables) / max(len(self.windows), 1)
+        live = sum(book.live_bytes() for book in self.books)
+        cells = sum(book.live_tokens() * book.layers for book in self.books)  # a token in a layer
         return Report(
             methods=[m.describe() for m in methods],
             slots={slot: type(m).__name__ for m in methods for slot in m.slots},
@@ -120,8 +121,8 @@ class Counters:
             tokens=self.tokens,
             tokens_read_per_step=read / steps,
             read_ratio=read / self.dense if self.dense else 1.0,
-            kv_bytes=sum(t.live_tokens() * t.token_bytes for t in tables),
-            kv_bytes_allocated=sum(t.capacity * t.size * t.token_bytes for t in tables),
-            kv_bytes_full=sum(t.length * t.batch * t.token_bytes for t in tables),
-            kv_bytes_read_per_token=read * layer_bytes / tokens,
+            kv_bytes=live,
+            kv_bytes_allocated=sum(book.allocated_bytes() for book in self.books),
+            kv_bytes_full=sum(book.full_bytes() for book in self.books),
+            kv_bytes_read_per_token=read / tokens * live / max(cells, 1),
         )

@@ -108,6 +108,14 @@ class Method:
         """
         return None
 
+    def new_layout(self, page_size: int) -> Any:
+        """The bookkeeping of a new cache whose full-attention layers this method stores.
+
+        None: full-precision pages. Else an object like :class:`tokops.kvcache.layout.Layout`, whose
+        ``new_store(index)`` gives the :class:`tokops.kvcache.Store` of one layer.
+        """
+        return None
+
     def describe(self) -> str:
         """What this method does with its slots, in a phrase, for reports."""
         return repr(self)

@@ -16,11 +16,13 @@ class PageTable:
     Args:
         size: tokens per page.
         window: tokens a layer looks back; older pages are released. None keeps all.
+        reserve: tokens per sequence to have pages for from the start, so that pools need not grow.
     """
 
-    def __init__(self, size: int, window: int | None = None):
+    def __init__(self, size: int, window: int | None = None, reserve: int = 0):
         self.size = size
         self.window = window
+        self.reserve = reserve
         self.keep_past = False
         self.reset()
 
@@ -30,6 +32,7 @@ class PageTable:
         self.capacity = 0
         self.skipped = 0
         self.token_bytes = 0  # of one token in all layers that follow this table
+        self.layers = 0  # that follow this table
         self.copies: tuple[Tensor, Tensor] | None = None
         self.pages = np.zeros((0, 0), np.int32)
         self.table: Tensor | None = None
@@ -48,6 +51,18 @@ class PageTable:
     @property
     def pages_in_use(self) -> int:
         return int((self._holders > 0).sum())
+
+    def live_bytes(self) -> int:
+        """Bytes of the tokens in the pages, in all layers that follow this table."""
+        return self.live_tokens() * self.token_bytes
+
+    def allocated_bytes(self) -> int:
+        """Bytes of the pools."""
+        return self.capacity * self.size * self.token_bytes
+
+    def full_bytes(self) -> int:
+        """Bytes of all sequences' tokens in full precision, nothing shared and nothing released."""
+        return self.length * self.batch * self.token_bytes
 
     def live_tokens(self) -> int:
         """Tokens in the pages, each stored token once however many sequences hold it."""
@@ -86,6 +101,8 @@ class PageTable:
         self.seq_lens = torch.zeros(batch, dtype=torch.int32, device=device)
         self._device = torch.zeros(batch, 0, dtype=torch.int32, device=device)
         self.table = self._device
+        if self.reserve:
+            self._grow(batch * -(-self.reserve // self.size))
 
     def _extend(self, have, need, new):
         first = have
@@ -114,13 +131,15 @@ class PageTable:
         """Pages nobody holds, lowest first, each held once from now on."""
         if count > len(self._free):
             grown = self.capacity + (count - len(self._free))
-            grown += max(grown // 4, self.batch)
-            self._holders = np.concatenate([self._holders, np.zeros(grown - self.capacity, np.int32)])
-            self._free = list(range(grown - 1, self.capacity - 1, -1)) + self._free
-            self.capacity = grown
+            self._grow(grown + max(grown // 4, self.batch))
         taken = [self._free.pop() for _ in range(count)]
         self._holders[taken] += 1
         return taken
+
+    def _grow(self, capacity):
+        self._holders = np.concatenate([self._holders, np.zeros(capacity - self.capacity, np.int32)])
+        self._free = list(range(capacity - 1, self.capacity - 1, -1)) + self._free
+        self.capacity = capacity
 
     def _drop(self, pages):
         """Let go of pages; those that nobody holds any more are free."""

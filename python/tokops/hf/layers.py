@@ -1,0 +1,250 @@
+"""The layers of our cache: they hand themselves to our attention function, which reads through them."""
+
+import torch
+from torch import Tensor
+from transformers import CacheLayerMixin
+
+from ..attention import (
+    paged_append,
+    paged_decode,
+    paged_decode_scores,
+    paged_scores,
+    prefill_attention,
+    vote_scores,
+)
+from ..kvcache import decode
+
+MAX_ROWS = 256  # rows that one decoding call takes
+
+
+class _Layer(CacheLayerMixin):
+    """What every layer of ours answers to transformers."""
+
+    is_compileable = False
+    is_croppable = True
+    is_sliding = False
+    supports_early_init = False
+    window: int | None = None
+    length = 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def offload(self) -> None:
+        raise NotImplementedError("tokops caches are not offloaded")
+
+    prefetch = offload
+
+
+class PagedLayer(_Layer):
+    """Keys and values of one layer in pages; ``update`` returns the layer and the new tokens."""
+
+    def __init__(self, index: int, state, window: int | None = None):
+        super().__init__()
+        self.index = index
+        self.state = state
+        self.window = window
+        self.table = state.table(window)
+        self.is_sliding = window is not None
+        self.length = 0
+        self.k_pages: Tensor | None = None
+        self.v_pages: Tensor | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        _, heads, _, dim = key_states.shape
+        if value_states.shape != key_states.shape:
+            raise ValueError(
+                f"keys and values must have one shape, got {list(key_states.shape)} and {list(value_states.shape)}"
+            )
+        self.k_pages = key_states.new_empty(0, heads, self.table.size, dim)
+        self.v_pages = torch.empty_like(self.k_pages)
+        self.table.token_bytes += 2 * heads * dim * key_states.element_size()
+        self.table.layers += 1
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+        """Append new tokens ``[B, Hkv, T, D]``; returns this layer, and the new keys and values."""
+        table = self.table
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        rows = key_states.shape[2]
+        if self.length + rows != table.length:
+            raise RuntimeError(
+                f"layer {self.index} holds {self.length} tokens and gets {rows}, the cache is at {table.length}: a "
+                "forward was interrupted, reset() the cache"
+            )
+        if table.copies is not None or self.k_pages.shape[0] < table.capacity:
+            self.follow()
+        k, v = key_states.transpose(1, 2), value_states.transpose(1, 2)
+        if k.requires_grad:
+            k, v = k.detach(), v.detach()
+        if table.skipped:
+            k, v = k[:, table.skipped :], v[:, table.skipped :]
+        paged_append(self.k_pages, self.v_pages, table.table, table.seq_lens, k, v)
+        self.length = table.length
+        return self, (key_states, value_states)
+
+    def follow(self) -> None:
+        """Grow the pools to the table's capacity and make the copies it asks for."""
+        table = self.table
+        if self.k_pages.shape[0] < table.capacity:
+            self.k_pages, self.v_pages = (self._grown(x) for x in (self.k_pages, self.v_pages))
+        if table.copies is not None:
+            source, target = table.copies
+            self.k_pages[target] = self.k_pages[source]
+            self.v_pages[target] = self.v_pages[source]
+
+    def _grown(self, pages):
+        pool = pages.new_empty(self.table.capacity, *pages.shape[1:])
+        pool[: pages.shape[0]] = pages
+        return pool
+
+    def gather(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of positions ``[first, last)`` of all sequences, copied to ``[B, n, Hkv, D]``."""
+        size = self.table.size
+        column = first // size
+        pages = self.table.table[:, column : -(-last // size)].long()
+        out = []
+        for pool in (self.k_pages, self.v_pages):
+            rows = pool[pages].transpose(2, 3).flatten(1, 2)  # [B, pages * P, Hkv, D]
+            out.append(rows[:, first - column * size : last - column * size])
+        return out[0], out[1]
+
+    def decode(self, q: Tensor, options: dict, selected=None, counts=None, behind: int = 0) -> Tensor:
+        """Attention of rows ``q [B, T, Hq, D]`` that ``behind`` cached tokens follow, dense or over a selection."""
+        seq_lens = self.table.seq_lens - behind if behind else self.table.seq_lens
+        return paged_decode(
+            q, self.k_pages, self.v_pages, self.table.table, seq_lens, selected=selected, counts=counts, **options
+        )[0]
+
+    def scores(self, q: Tensor, options: dict, reduce: str) -> tuple[Tensor, Tensor | None]:
+        """Scores of the newest rows as :func:`tokops.attention.paged_scores` gives them; no output."""
+        scan = {name: options[name] for name in ("starts", "scale", "window")}
+        table, lens = self.table.table, self.table.seq_lens
+        return paged_scores(q, self.k_pages, table, lens, reduce=reduce, max_len=self.length, **scan), None
+
+    def decode_scores(self, q: Tensor, options: dict, reduce: str) -> tuple[Tensor, Tensor | None]:
+        """The same scores, and the dense output, out of one pass."""
+        pages = (self.k_pages, self.v_pages, self.table.table, self.table.seq_lens)
+        out, _, scores = paged_decode_scores(q, *pages, reduce=reduce, max_len=self.length, **options)
+        return scores, out
+
+    def prompt(self, q: Tensor, new: tuple[Tensor, Tensor], options: dict) -> Tensor:
+        """Attention of many rows, the first of a forward, over what was cached before it and the new tokens."""
+        past = self.state.step.past
+        k, v = (x.transpose(1, 2)[:, : q.shape[1]] for x in new)
+        first = 0 if self.window is None else max(0, past - self.window + 1)
+        old = self.gather(first, past)
+        if first and options["starts"] is not None:
+            options = {**options, "starts": (options["starts"] - first).clamp_min(0)}
+        k, v = (torch.cat([a, b], 1) for a, b in zip(old, (k, v), strict=True))
+        return prefill_attention(q.detach(), k.detach(), v.detach(), **options)
+
+    def absorb(self, q: Tensor, options: dict) -> None:
+        """Called after a prompt's attention; full-precision pages have taken its tokens already."""
+
+    def follow_crop(self, restored: tuple[int, int]) -> None:
+        """The tables have been cropped."""
+        self.length = self.table.length
+
+    def select(self, rows: list[int]) -> None:
+        """The tables have been reordered; pools stay as they are."""
+
+    def reset(self) -> None:
+        """Give back the pools."""
+        self.length, self.k_pages, self.v_pages, self.is_initialized = 0, None, None, False
+
+    @property
+    def kv_heads(self) -> int:
+        return self.k_pages.shape[1]
+
+
+class StoreLayer(_Layer):
+    """A layer that a storing method keeps; ``update`` returns the layer and the new tokens."""
+
+    def __init__(self, index: int, state):
+        super().__init__()
+        self.index = index
+        self.state = state
+        self.store = state.layout.new_store(index)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        if value_states.shape != key_states.shape:
+            raise ValueError(
+                f"keys and values must have one shape, got {list(key_states.shape)} and {list(value_states.shape)}"
+            )
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+        """Append new tokens ``[B, Hkv, T, D]``; returns this layer, and the new keys and values."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if key_states.dtype != self.dtype:
+            raise ValueError(f"layer {self.index} holds {self.dtype}, the new tokens are {key_states.dtype}")
+        if self.length + key_states.shape[2] != self.state.layout.length:
+            raise RuntimeError(
+                f"layer {self.index} holds {self.length} tokens and gets {key_states.shape[2]}, the cache is at "
+                f"{self.state.layout.length}: a forward was interrupted, reset() the cache"
+            )
+        k, v = (x.transpose(1, 2).detach() for x in (key_states, value_states))
+        self.store.append(k, v)
+        self.length = self.state.layout.length
+        return self, (key_states, value_states)
+
+    def decode(self, q: Tensor, options: dict, selected=None, counts=None, behind: int = 0) -> Tensor:
+        """See :meth:`PagedLayer.decode`."""
+        return decode(q.detach(), self.store, selected=selected, counts=counts, behind=behind, **options).out
+
+    def decode_scores(self, q: Tensor, options: dict, reduce: str) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`PagedLayer.decode_scores`."""
+        result = decode(q.detach(), self.store, scores=True, **options)
+        scores, heads = result.scores, self.store.kv_heads
+        if reduce in ("max", "sum"):
+            groups = scores.unflatten(2, (heads, -1))
+            scores = groups.amax(3) if reduce == "max" else groups.sum(3)
+        elif reduce != "none":
+            scores = vote_scores(scores, heads, reduce)
+        return scores, result.out
+
+    scores = decode_scores
+
+    def prompt(self, q: Tensor, new: tuple[Tensor, Tensor], options: dict) -> Tensor:
+        """See :meth:`PagedLayer.prompt`: packed pages are read a tile at a time, for blocks of rows."""
+        out = []
+        behind = self.length - self.state.step.past
+        for block in q.split(MAX_ROWS, 1):
+            behind -= block.shape[1]
+            out.append(self.decode(block, options, behind=behind))
+        return torch.cat(out, 1)
+
+    def absorb(self, q: Tensor, options: dict) -> None:
+        """Called after a prompt's attention: the store packs what the prompt brought."""
+        self.state.layout.see_starts(options["starts"])
+        self.store.absorb(q.detach(), **options)
+
+    def follow_crop(self, restored: tuple[int, int]) -> None:
+        """The layout has been cropped."""
+        self.store.crop(restored)
+        self.length = self.state.layout.length
+
+    def select(self, rows: list[int]) -> None:
+        """The layout has been reordered."""
+        if self.is_initialized:
+            self.store.select(torch.tensor(rows, dtype=torch.long, device=self.device))
+
+    def reset(self) -> None:
+        """Hold nothing."""
+        self.length, self.is_initialized = 0, False
+        self.store.reset()
+
+    @property
+    def kv_heads(self) -> int:
+        return self.store.kv_heads

@@ -1,0 +1,114 @@
+"""What a store is to the code that decodes over it, and the call that does."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..attention import Part
+from ._attention_mass import attention_mass
+
+__all__ = ["Decoded", "Store", "decode"]
+
+
+class Store(Protocol):
+    """The cache of one layer for a batch of sequences of one logical length, drafts included.
+
+    All parts hold keys and values as the store transforms them; ``rotate`` and ``query`` do the same to queries.
+    """
+
+    rotate: bool
+    q_int8: bool
+
+    @property
+    def length(self) -> int:
+        """Logical tokens of every sequence."""
+
+    @property
+    def seq_lens(self) -> Tensor:
+        """The same, ``[B]`` int32 on the store's device."""
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads."""
+
+    def parts(self) -> list[Part]:
+        """Everything that is held, each position once."""
+
+    def flat_parts(self) -> tuple[list[Tensor], list[int]]:
+        """The parts as the op takes them, made anew only when they have changed."""
+
+    def query(self, q: Tensor) -> Tensor:
+        """Queries ``[B, T, Hq, D]`` to go with the keys as they are kept, rotation aside."""
+
+
+class Decoded(NamedTuple):
+    """``out [B, T, Hq, D]``, ``lse [B, T, Hq]``; ``scores [B, T, Hq, L]`` and ``mass [B, Hkv, L]`` if asked for."""
+
+    out: Tensor
+    lse: Tensor
+    scores: Tensor | None = None
+    mass: Tensor | None = None
+
+
+def decode(
+    q: Tensor,
+    store: Store,
+    *,
+    selected: Tensor | None = None,
+    counts: Tensor | None = None,
+    starts: Tensor | None = None,
+    q_lens: Tensor | None = None,
+    behind: int = 0,
+    scale: float | None = None,
+    ancestors: Tensor | None = None,
+    sink_logit: Tensor | None = None,
+    log_gamma: Tensor | None = None,
+    softcap: float | None = None,
+    window: int | None = None,
+    scores: bool = False,
+    mass: bool = False,
+) -> Decoded:
+    """Attention of the newest tokens over a store of any kind, dense or over a selection, in one call.
+
+    Args:
+        q: ``[B, T, Hq, D]`` queries, T at most 256; their keys and values are in the store.
+        store: see :class:`Store`.
+        selected, counts: logical positions, as in :func:`tokops.attention.paged_decode`.
+        behind: tokens of the store that come after these rows (a long prompt is read in blocks of rows).
+        scores: also give the scaled ``q . k`` of every logical position, -inf where unseen.
+        mass: also give the attention that every position received, summed over rows and the heads of a group.
+
+    Other arguments are those of :func:`tokops.attention.packed_decode`.
+
+    Raises:
+        RuntimeError: wrong shape, dtype, device or range, naming the argument; scores or mass of a selection;
+            mass together with log_gamma.
+    """
+    torch._check(
+        not (mass and log_gamma is not None), lambda: "decode: mass does not know log_gamma, ask for one of them"
+    )
+    tensors, numbers = store.flat_parts()
+    seq_lens = store.seq_lens - behind if behind else store.seq_lens
+    wanted = store.length - behind if scores or mass else None
+    out, lse, raw = torch.ops.tokops.packed_decode.default(
+        store.query(q),
+        tensors,
+        numbers,
+        seq_lens,
+        q_lens=q_lens,
+        starts=starts,
+        scale=scale,
+        selected=selected,
+        counts=counts,
+        ancestors=ancestors,
+        sink_logit=sink_logit,
+        log_gamma=log_gamma,
+        softcap=softcap,
+        window=window,
+        rotate=store.rotate,
+        q_int8=store.q_int8,
+        max_len=wanted,
+    )
+    share = attention_mass(raw, lse, store.kv_heads, softcap=softcap, q_lens=q_lens) if mass else None
+    return Decoded(out, lse, raw if scores else None, share)
