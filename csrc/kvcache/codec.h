@@ -248,5 +248,26 @@ TOKOPS_HD void store_grid(const PackedPool& p, int64_t page, int64_t h, int64_t 
                 page * p.zero_n + h * p.zero_h + row * p.zero_p + column * p.zero_d, g.zero);
 }
 
+TOKOPS_HD void copy_stored(DType d, const void* from, int64_t from_at, void* to, int64_t to_at) {
+  if (d == DType::f32)
+    static_cast<uint32_t*>(to)[to_at] = static_cast<const uint32_t*>(from)[from_at];
+  else
+    static_cast<uint16_t*>(to)[to_at] = static_cast<const uint16_t*>(from)[from_at];
+}
+// The grid of a token's column, as it is stored, between pools of token geometry that store alike.
+TOKOPS_HD void copy_grid(const PackedPool& from, int64_t from_page, int64_t from_slot,
+                         const PackedPool& to, int64_t to_page, int64_t to_slot, int64_t h,
+                         int column) {
+  const int64_t i = scale_row(from, from_slot), j = scale_row(to, to_slot);
+  copy_stored(
+      to.scale_dtype, from.scale,
+      from_page * from.scale_n + h * from.scale_h + i * from.scale_p + column * from.scale_d,
+      to.scale, to_page * to.scale_n + h * to.scale_h + j * to.scale_p + column * to.scale_d);
+  if (to.zero)
+    copy_stored(to.scale_dtype, from.zero,
+                from_page * from.zero_n + h * from.zero_h + i * from.zero_p + column * from.zero_d,
+                to.zero, to_page * to.zero_n + h * to.zero_h + j * to.zero_p + column * to.zero_d);
+}
+
 }  // namespace
 }  // namespace tokops

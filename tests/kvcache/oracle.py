@@ -62,19 +62,21 @@ def half(x: float, up: bool) -> float:
     return float(h)
 
 
-def grid(group, kind: str, symmetric: bool, half_scale: bool) -> tuple[float, float | None]:
-    """Scale and zero that a group of elements gets."""
-    group = clamp(group)
+def grid(
+    group, kind: str, symmetric: bool, half_scale: bool, number=np.float64
+) -> tuple[float, float | None]:
+    """Scale and zero that a group of elements gets; ``number`` is what they are computed in before rounding."""
+    group = clamp(group).astype(number)
     lo, hi, most = group.min(), group.max(), np.abs(group).max()
     if kind in FP8:
-        s = max(most / FP8[kind][3], 2.0**-100)
+        s = max(float(most / number(FP8[kind][3])), 2.0**-100)
         return (half(s, True) if half_scale else float(np.float32(s))), None
-    s = most / 127 if symmetric else (hi - lo) / (LEVELS[kind] - 1)
+    s = float(most / number(127) if symmetric else (hi - lo) / number(LEVELS[kind] - 1))
     s = half(s, True) if half_scale else float(np.float32(s))
     s = s if s > 0 else 1.0
     if symmetric:
         return s, None
-    return s, half(lo, False) if half_scale else lo
+    return s, half(float(lo), False) if half_scale else float(lo)
 
 
 def assert_codes_nearest(x, row, kind: str, scale, zero) -> None:

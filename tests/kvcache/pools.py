@@ -38,7 +38,9 @@ def pool(codec: Codec, n: int, heads: int, page: int, dim: int, dtype=torch.floa
     """Codes, scale and zero that hold something everywhere; head grids cover about -4..4."""
     gen = torch.Generator().manual_seed(seed)
     codes, scale, zero = codec.empty(n, heads, page, dim, dtype)
-    codes.copy_(torch.randint(0, 128, codes.shape, generator=gen))
+    codes.copy_(torch.randint(0, 124, codes.shape, generator=gen))  # of fp8: finite
+    if codec.kind != "full":
+        codes += 128 * torch.randint(0, 2, codes.shape, generator=gen).byte()
     span = 8.0 / max(codec.levels - 1, 1) if codec.levels else 4.0 / 448
     scale.copy_(span * (0.9 + 0.2 * torch.rand(scale.shape, generator=gen)))
     zero.fill_(-4.0)
