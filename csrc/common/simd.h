@@ -100,6 +100,17 @@ inline Vec sane(Vec a) {
 }
 inline float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float largest(Vec a) { return _mm512_reduce_max_ps(a.v); }
+// Lane i of the result is lane i ^ Step.
+template <int Step>
+inline Vec swap_lanes(Vec a) {
+  if constexpr (Step == 1) {
+    return {_mm512_permute_ps(a.v, 0xb1)};
+  } else if constexpr (Step == 2) {
+    return {_mm512_permute_ps(a.v, 0x4e)};
+  } else {
+    return {_mm512_shuffle_f32x4(a.v, a.v, Step == 4 ? 0xb1 : 0x4e)};
+  }
+}
 // Four floats, repeated over the width.
 inline Vec repeat4(const float* p) { return {_mm512_broadcast_f32x4(_mm_loadu_ps(p))}; }
 // For each group l of four lanes: the sums of that group in a, b, c and d, stored at out + l *
@@ -163,6 +174,14 @@ inline float largest(Vec a) {
   x = _mm_max_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps(x, x, 1)));
 }
+template <int Step>
+inline Vec swap_lanes(Vec a) {
+  if constexpr (Step == 4) {
+    return {_mm256_permute2f128_ps(a.v, a.v, 1)};
+  } else {
+    return {_mm256_permute_ps(a.v, Step == 1 ? 0xb1 : 0x4e)};
+  }
+}
 inline Vec repeat4(const float* p) {
   return {_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p))};
 }
@@ -217,6 +236,10 @@ inline float sum(Vec a) { return (a.v[0] + a.v[1]) + (a.v[2] + a.v[3]); }
 inline float largest(Vec a) {
   const float x = a.v[0] > a.v[1] ? a.v[0] : a.v[1], y = a.v[2] > a.v[3] ? a.v[2] : a.v[3];
   return x > y ? x : y;
+}
+template <int Step>
+inline Vec swap_lanes(Vec a) {
+  return {Vec::V{a.v[Step], a.v[1 ^ Step], a.v[2 ^ Step], a.v[3 ^ Step]}};
 }
 inline Vec repeat4(const float* p) { return load(p); }
 inline void store_group_sums(float* out, int, Vec a, Vec b, Vec c, Vec d) {

@@ -55,9 +55,9 @@ inline void set_scales(const char* op, const std::string& of, const Tensor& code
   set_strides(zero, &p->zero_n, &p->zero_h, &p->zero_p, &p->zero_d);
 }
 
-// The pool that three tensors and a codec make; `of` is "k_", "v_", ... or "".
-inline PackedPool packed_pool(const char* op, const std::string& of, const Tensor& codes,
-                              const Tensor& scale, const Tensor& zero, int64_t codec) {
+// The codes of a pool, without scales; `of` is "k_", "v_", ... or "".
+inline PackedPool packed_codes(const char* op, const std::string& of, const Tensor& codes,
+                               int64_t codec) {
   STD_TORCH_CHECK(codec >= 0 && codec <= 6, op, ": ", of, "codec must be 0..6, got ", codec);
   PackedPool p{};
   p.kind = CodecKind(codec);
@@ -84,8 +84,15 @@ inline PackedPool packed_pool(const char* op, const std::string& of, const Tenso
   p.pages = codes.size(0);
   p.P = int32_t(codes.size(2));
   p.D = int32_t(dim);
-  if (full) {
-    p.dtype = dtype_of(codes, op, name.c_str());
+  if (full) p.dtype = dtype_of(codes, op, name.c_str());
+  return p;
+}
+
+// The pool that three tensors and a codec make.
+inline PackedPool packed_pool(const char* op, const std::string& of, const Tensor& codes,
+                              const Tensor& scale, const Tensor& zero, int64_t codec) {
+  PackedPool p = packed_codes(op, of, codes, codec);
+  if (p.kind == CodecKind::full) {
     STD_TORCH_CHECK(scale.numel() == 0 && zero.numel() == 0, op, ": ", of, "scale and ", of,
                     "zero must be empty for codec 0");
   } else {

@@ -129,7 +129,7 @@ def _alike(a: packing.Pool, b: packing.Pool) -> bool:
 )
 def transfer_reference(*tensors, source_k_codec, source_v_codec, target_k_codec, target_v_codec):
     """The definition: read the rows that move, then write them, decoded and coded again unless pools store alike."""
-    source, target, slots_from, slots_to, counts = tensors[:7], tensors[7:14], *tensors[14:]
+    source, target, (slots_from, slots_to, counts) = tensors[:7], tensors[7:14], tensors[14:]
     codecs = source_k_codec, source_v_codec, target_k_codec, target_v_codec
     sources, targets, heads = _check(source, target, slots_from, slots_to, counts, codecs)
     _check_values(source, target, slots_from, slots_to, counts, heads)

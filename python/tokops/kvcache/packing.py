@@ -54,23 +54,28 @@ def _geometry(scale: Tensor, codes: Tensor, dim: int) -> tuple[str, int] | None:
     return None
 
 
-def pool_of(op: str, of: str, codes: Tensor, scale: Tensor, zero: Tensor, codec: int) -> Pool:
-    """Check the three tensors of a pool; ``of`` precedes their names in messages."""
+def check_codes(op: str, of: str, codes: Tensor, codec: int) -> int:
+    """Check the codes of a pool; return D. ``of`` precedes the names of a pool's tensors in messages."""
     refuse_unless(0 <= codec <= 6, op, f"{of}codec must be 0..6, got {codec}")
     check_tensor(op, f"{of}codes", codes, 4, FLOATS if codec == FULL else (torch.uint8,), codes)
-    refuse_unless(
-        codes.shape[3] <= 1 or codes.stride(3) == 1, op, f"{of}codes must have a contiguous last dimension"
-    )
+    dense = codes.shape[3] <= 1 or codes.stride(3) == 1
+    refuse_unless(dense, op, f"{of}codes must have a contiguous last dimension")
     dim = codes.shape[3] if codec == FULL else codes.shape[3] * 8 // BITS[codec]
     refuse_unless(
         1 <= dim <= MAX_HEAD_DIM, op, f"{of}codes must hold 1..{MAX_HEAD_DIM} elements per row, got {dim}"
     )
+    whole = codec == FULL or BITS[codec] == 8 or dim % PACK_BLOCK == 0
+    refuse_unless(whole, op, f"{of}codes must hold whole blocks of {PACK_BLOCK} elements per row, got {dim}")
+    return dim
+
+
+def pool_of(op: str, of: str, codes: Tensor, scale: Tensor, zero: Tensor, codec: int) -> Pool:
+    """Check the three tensors of a pool."""
+    dim = check_codes(op, of, codes, codec)
     if codec == FULL:
         empty = scale.numel() == 0 and zero.numel() == 0
         refuse_unless(empty, op, f"{of}scale and {of}zero must be empty for codec 0")
         return Pool(codes, scale, zero, codec, dim, "full", dim)
-    whole = BITS[codec] == 8 or dim % PACK_BLOCK == 0
-    refuse_unless(whole, op, f"{of}codes must hold whole blocks of {PACK_BLOCK} elements per row, got {dim}")
     check_tensor(op, f"{of}scale", scale, 4, (torch.float16, torch.float32), codes)
     found = _geometry(scale, codes, dim)
     n, heads, page = codes.shape[:3]
