@@ -39,6 +39,7 @@ struct PagedDecode {
   const float *sink_logit, *log_gamma;  // [Hq] or null
   float scale, softcap;                 // softcap 0: none
   int32_t window;                       // 0: none
+  bool rotate;  // packed_decode alone: queries and outputs pass through a Hadamard transform
 
   float* scores;  // contiguous [B, T, Hs, score_len] or null; every element is written
   int64_t score_len;
@@ -56,11 +57,6 @@ void paged_decode(const PagedDecode& p,
                   const Queue& q);  // paged_decode.isa.cpp on the CPU, .cu on CUDA
 
 // ---- Index arithmetic both backends share. ----
-#if defined(__CUDACC__) || defined(TOKOPS_CUDA_SIM_KERNEL)
-#define TOKOPS_HD __host__ __device__ inline
-#else
-#define TOKOPS_HD inline
-#endif
 
 // One (sequence, KV head): its lengths and who sees whom.
 struct RowView {

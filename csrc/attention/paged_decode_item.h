@@ -1,54 +1,11 @@
-// One work item of paged_decode on the CPU: some rows over one chunk of their keys, tile by tile.
-// For .isa.cpp files.
+// One work item of attention over parts on the CPU: some rows over one chunk of their keys in one
+// part, tile by tile. For .isa.cpp files.
 #pragma once
-#include "attention/paged_decode.h"
-#include "attention/tiles.h"
+#include "attention/packed_tile.h"
 #include "attention/tiles_amx.h"
 
 namespace tokops {
 namespace {
-
-constexpr int kTile =
-    64;  // keys scored before their values are read: a tile of both fits the second cache
-constexpr int kMaxRows = 64, kMaxDim = 256;
-
-// Rows of one (sequence, KV head) that read the same keys.
-struct Task {
-  int b, hkv;
-  int t0, g0;  // first new token and first head of the group
-  int heads;   // heads of the group among the rows: row r is token t0 + r / heads, head g0 + r %
-               // heads
-  int rows;    // all rows
-  int live;    // rows whose token exists; the others are empty
-  const int32_t* list;  // selected positions, or null
-  int lo, hi;           // keys, or entries of the list
-  RowView view;
-};
-
-// First entry of an ascending list that is not below `value`.
-int lower_bound(const int32_t* list, int n, int value) {
-  int lo = 0;
-  while (n > 0) {
-    const int half = n / 2;
-    if (list[lo + half] < value) {
-      lo += half + 1;
-      n -= half + 1;
-    } else {
-      n = half;
-    }
-  }
-  return lo;
-}
-
-int round_up(int x, int to) { return (x + to - 1) / to * to; }
-
-// The keys of a tile: logical positions and where their rows stand.
-template <class T>
-struct Rows {
-  int n;
-  int pos[kTile];
-  const T *k[kTile], *v[kTile];
-};
 
 #if defined(__AMX_BF16__)
 template <class T>
@@ -69,21 +26,27 @@ struct Scratch {
   static constexpr int tiled = kHasTiles<T> ? kMaxDim : 1;
   alignas(64) T tile_q[kMaxRows * tiled];
   alignas(64) T tile_kv[kTile * tiled];
+  alignas(64) float norm[kTile];
   float m[kMaxRows], l[kMaxRows], keep[kMaxRows];
   int row_pos[kMaxRows];
-  Rows<T> rows[2];  // of the tile at work and of the next
+  Rows rows[2];  // of the tile at work and of the next
+  PackedScratch packed;
 };
 
 template <class T>
 class Item {
  public:
-  Item(const PagedDecode& p, const Task& t, Scratch<T>& x)
+  Item(const PagedDecode& p, const Part& part, const Task& t, Scratch<T>& x)
       : p_(p),
+        part_(part),
         t_(t),
         x_(x),
         dim_(round_up(p.D, Vec::width)),
         dim4_(round_up(p.D, 4)),
-        tiles_(kHasTiles<T> && p.D % 32 == 0) {
+        k_bytes_(row_bytes(part.k, p.D)),
+        v_bytes_(row_bytes(part.v, p.D)),
+        tiles_(kHasTiles<T> && p.D % 32 == 0 && !packed(part.k) && !packed(part.v) &&
+               !part.v.norm) {
     for (int r = 0; r < t.live; ++r) {
       x.m[r] = -INFINITY;
       x.l[r] = 0;
@@ -91,44 +54,38 @@ class Item {
     }
   }
 
-  // Queries and positions of the task's rows; items of one task share them.
+  // Queries and positions of the task's rows; items of one task and part share them.
   void load_queries() {
     const int padded = round_up(t_.live, Vec::groups);
-    if (!tiles_)
+    float row[kMaxDim];
+    if (!tiles_ && !packed(part_.k))
       for (int i = 0; i < padded * dim4_; ++i) x_.q[i] = 0;
     for (int r = 0; r < t_.live; ++r) {
       x_.row_pos[r] = row_position(p_, t_.view, t_.b, token(r));
       const T* q =
           static_cast<const T*>(p_.q) + t_.b * p_.q_b + token(r) * p_.q_t + head(r) * p_.q_h;
-      float* to = x_.q + query_at(r, 0, dim4_);
-      if (!tiles_)
-        for (int c = 0; c < p_.D; ++c) to[c / 4 * Vec::width + c % 4] = to_float(q[c]);
-#if defined(__AMX_BF16__)
-      if constexpr (kHasTiles<T>)
-        if (tiles_)
-          for (int c = 0; c < p_.D; ++c) x_.tile_q[amx_query_at(r, c, p_.D)] = q[c];
-#endif
+      for (int c = 0; c < p_.D; ++c) row[c] = to_float(q[c]);
+      if (p_.rotate) hadamard_row(row, p_.D);
+      place_query(r, row);
     }
+    if (packed(part_.k) && !part_.k.channel)
+      sum_groups(x_.packed.q, t_.live, p_.D, groups_of(part_.k, p_.D), x_.packed.sums);
   }
 
   void run(int from, int to) {
     if (t_.live == 0) return;
-    locate(from, to, x_.rows[0]);
-    if (t_.list) rows_of(x_.rows[0]).call(2 * kTile);  // scattered: nothing else foresees them
-    for (int at = from, i = 0; at < to; at += kTile, ++i) {
+    const Finder finder(p_, part_, t_);
+    int at = finder.find(from, to, x_.rows[0]);
+    if (t_.list) call_all(x_.rows[0]);  // scattered: nothing else foresees them
+    for (int i = 0; x_.rows[i % 2].n > 0; ++i) {
       tile_ = &x_.rows[i % 2];
-      locate(at + kTile, to, x_.rows[(i + 1) % 2]);
-      masked_ = !all_seen(tile_->pos[0], tile_->pos[tile_->n - 1]);
+      at = finder.find(at, to, x_.rows[(i + 1) % 2]);
+      masked_ = !all_seen();
       const int n = tile_->n;
       ahead_ = rows_of(x_.rows[(i + 1) % 2]);
       score(n);
       if (p_.scores) write_scores(n);
-      if (!p_.v) continue;
-      bend(n);
-      if (normalise(n))
-        add_seen_values(n);
-      else
-        add_values(n);
+      if (p_.v) attend(n);
     }
   }
 
@@ -137,7 +94,7 @@ class Item {
 
   // Writes output and lse of one row from its state, the sink counted in.
   static void finish(const PagedDecode& p, int b, int token, int head, bool exists, float m,
-                     float l, const float* out) {
+                     float l, float* out) {
     const int64_t at = (int64_t(b) * p.T + token) * p.Hq + head;
     float top = m, scale = 1;
     if (p.sink_logit && exists) {
@@ -149,75 +106,71 @@ class Item {
     p.lse[at] = l > 0 ? top + std::log(l) : -INFINITY;
     const float share = l > 0 && m > -INFINITY ? scale / l : 0;
     T* to = static_cast<T*>(p.out) + at * p.D;
+    if (p.rotate && share != 0) hadamard_row(out, p.D);
     for (int c = 0; c < p.D; ++c) from_float(share == 0 ? 0.f : out[c] * share, to + c);
   }
 
  private:
-  // The tile of keys from `at` on, before `to`.
-  void locate(int at, int to, Rows<T>& x) const {
-    const int n = x.n = to - at < kTile ? (to > at ? to - at : 0) : kTile;
-    for (int j = 0; j < n; ++j) x.pos[j] = t_.list ? t_.list[at + j] : at + j;
-    const int32_t* table = p_.table + t_.b * p_.table_b + t_.hkv * p_.table_h;
-    const T* k = static_cast<const T*>(p_.k) + t_.hkv * p_.k_h;
-    const T* v = static_cast<const T*>(p_.v) + t_.hkv * p_.v_h;
-    for (int j = 0; j < n;) {  // one page after the other
-      const int page = x.pos[j] / p_.P, first = page * p_.P;
-      const T* kp = k + table[page] * p_.k_n;
-      const T* vp = v + table[page] * p_.v_n;
-      if (t_.list) {
-        for (; j < n && x.pos[j] - first < p_.P; ++j) {
-          x.k[j] = kp + (x.pos[j] - first) * p_.k_p;
-          x.v[j] = vp + (x.pos[j] - first) * p_.v_p;
-        }
-      } else {
-        const int slot = x.pos[j] - first, run = p_.P - slot < n - j ? p_.P - slot : n - j;
-        for (int i = 0; i < run; ++i) {
-          x.k[j + i] = kp + (slot + i) * p_.k_p;
-          x.v[j + i] = vp + (slot + i) * p_.v_p;
-        }
-        j += run;
-      }
-    }
-    for (int j = n; j < kTile && n > 0; ++j) {  // readable rows to fill up blocks
-      x.k[j] = x.k[n - 1];
-      x.v[j] = x.v[n - 1];
+  static bool packed(const Side& x) { return x.codec != Codec::full; }
+  static int row_bytes(const Side& x, int dim) {
+    switch (x.codec) {
+      case Codec::full:
+        return dim * int(sizeof(T));
+      case Codec::int4:
+        return dim / 2;
+      case Codec::int2:
+        return dim / 4;
+      default:
+        return dim;
     }
   }
 
-  bool all_seen(int first, int last) const {
+  void place_query(int r, const float* row) {
+    if (packed(part_.k)) {
+      for (int c = 0; c < p_.D; ++c) x_.packed.q[r * p_.D + c] = row[c];
+      return;
+    }
+    float* to = x_.q + query_at(r, 0, dim4_);
+    if (!tiles_)
+      for (int c = 0; c < p_.D; ++c) to[c / 4 * Vec::width + c % 4] = row[c];
+#if defined(__AMX_BF16__)
+    if constexpr (kHasTiles<T>)
+      if (tiles_)
+        for (int c = 0; c < p_.D; ++c) from_float(row[c], x_.tile_q + amx_query_at(r, c, p_.D));
+#endif
+  }
+
+  // Whether every row sees every key of the tile.
+  bool all_seen() const {
     const int tokens = t_.live / t_.heads;
-    if (p_.ancestors ? last >= t_.view.first : last > x_.row_pos[0]) return false;
+    if (tile_->first < t_.view.start) return false;
+    if (p_.ancestors ? tile_->last >= t_.view.first : tile_->last > x_.row_pos[0]) return false;
     if (!p_.window) return true;
     int top = 0;
     for (int i = 0; i < tokens; ++i) {
       const int pos = x_.row_pos[i * t_.heads];
       top = pos > top ? pos : top;
     }
-    return first > top - p_.window;
+    return tile_->first > top - p_.window;
   }
 
   // The rows of a tile, keys first.
-  Ahead rows_of(const Rows<T>& x) const {
-    const auto first = reinterpret_cast<const char* const*>(x.k);  // v stands right behind
-    return {first, first + (x.n == 0 ? 0 : p_.v ? 2 * kTile : kTile), p_.D * int(sizeof(T))};
+  Ahead rows_of(const Rows& x) const {
+    return {x.k, x.k + (x.n == 0 ? 0 : p_.v ? 2 * kTile : kTile), k_bytes_};
   }
+  void call_all(const Rows& x) const { rows_of(x).call(2 * kTile); }
 
   // s = scale * q . k, sane, and -inf where a row does not see a key.
   void score(int n) {
-    for (int j = 0; j < n && !tiles_; j += kKeyBlock) {
-      const float* k[kKeyBlock];
-      for (int i = 0; i < kKeyBlock; ++i)
-        k[i] = as_floats(tile_->k[j + i], p_.D, dim4_, x_.keys + i * dim4_);
-      in_blocks<kGroupBlock>((t_.live + Vec::groups - 1) / Vec::groups, [&](int i, auto count) {
-        const int r = i * Vec::groups;
-        dots_block<decltype(count)::value>(x_.q + r * dim4_, dim4_, k, x_.s + r * kTile + j, kTile,
-                                           ahead_);
-      });
+    if (packed(part_.k))
+      score_packed(part_.k, *tile_, t_.hkv, t_.live, p_.D, x_.packed, x_.s, ahead_);
+    else
+      score_full(n);
+    if (part_.k.norm) {
+      load_norms(part_.k, *tile_, t_.hkv, x_.norm);
+      for (int r = 0; r < t_.live; ++r)
+        for (int j = 0; j < n; ++j) x_.s[r * kTile + j] *= x_.norm[j];
     }
-#if defined(__AMX_BF16__)
-    if constexpr (kHasTiles<T>)
-      if (tiles_) amx_dots(x_.tile_q, t_.live, p_.D, tile_->k, x_.tile_kv, x_.s, kTile, ahead_);
-#endif
     const Vec scale = splat(p_.scale);
     for (int r = 0; r < t_.live; ++r) {
       float* s = x_.s + r * kTile;
@@ -228,23 +181,75 @@ class Item {
     }
   }
 
+  void score_full([[maybe_unused]] int n) {
+    const T* rows[kTile];
+    for (int j = 0; j < kTile; ++j) rows[j] = reinterpret_cast<const T*>(tile_->k[j]);
+#if defined(__AMX_BF16__)
+    if constexpr (kHasTiles<T>)
+      if (tiles_) {
+        amx_dots(x_.tile_q, t_.live, p_.D, rows, x_.tile_kv, x_.s, kTile, ahead_);
+        return;
+      }
+#endif
+    for (int j = 0; j < n; j += kKeyBlock) {
+      const float* k[kKeyBlock];
+      for (int i = 0; i < kKeyBlock; ++i)
+        k[i] = as_floats(rows[j + i], p_.D, dim4_, x_.keys + i * dim4_);
+      in_blocks<kGroupBlock>((t_.live + Vec::groups - 1) / Vec::groups, [&](int i, auto count) {
+        const int r = i * Vec::groups;
+        dots_block<decltype(count)::value>(x_.q + r * dim4_, dim4_, k, x_.s + r * kTile + j, kTile,
+                                           ahead_);
+      });
+    }
+  }
+
   void write_scores(int n) {
-    const int first = tile_->pos[0];
-    if (first + n > p_.score_len) n = p_.score_len > first ? int(p_.score_len - first) : 0;
-    for (int r = 0; r < t_.live; r += p_.reduce == ScoreReduce::none ? 1 : t_.heads) {
-      const int heads = p_.reduce == ScoreReduce::none ? p_.Hq : p_.Hkv;
-      const int h = p_.reduce == ScoreReduce::none ? head(r) : t_.hkv;
-      float* to =
-          p_.scores + ((int64_t(t_.b) * p_.T + token(r)) * heads + h) * p_.score_len + first;
-      const float* s = x_.s + r * kTile;
-      for (int j = 0; j < n; ++j) to[j] = s[j];
+    const bool folded = p_.reduce != ScoreReduce::none;
+    for (int r = 0; r < t_.live; r += folded ? t_.heads : 1) {
+      float* to = p_.scores + ((int64_t(t_.b) * p_.T + token(r)) * (folded ? p_.Hkv : p_.Hq) +
+                               (folded ? t_.hkv : head(r))) *
+                                  p_.score_len;
+      float* s = x_.s + r * kTile;
+      float row[kTile];
+      for (int j = 0; folded && j < n; ++j) row[j] = s[j];
       if (p_.reduce == ScoreReduce::max)
         for (int g = 1; g < t_.heads; ++g)
-          for (int j = 0; j < n; ++j) to[j] = to[j] > s[g * kTile + j] ? to[j] : s[g * kTile + j];
+          for (int j = 0; j < n; ++j)
+            row[j] = row[j] > s[g * kTile + j] ? row[j] : s[g * kTile + j];
       if (p_.reduce == ScoreReduce::sum)
         for (int g = 1; g < t_.heads; ++g)
-          for (int j = 0; j < n; ++j) to[j] += s[g * kTile + j];
+          for (int j = 0; j < n; ++j) row[j] += s[g * kTile + j];
+      put_scores(folded ? row : s, n, to);
     }
+  }
+
+  void put_scores(const float* s, int n, float* to) const {
+    if (!part_.positions) {
+      const int64_t room = p_.score_len - tile_->first;
+      for (int j = 0; j < n && j < room; ++j) to[tile_->first + j] = s[j];
+      return;
+    }
+    for (int j = 0; j < n; ++j)
+      if (tile_->pos[j] < p_.score_len) to[tile_->pos[j]] = s[j];
+  }
+
+  // From scores to sums over values.
+  void attend(int n) {
+    bend(n);
+    const bool holes = normalise(n);
+    if (part_.v.norm) {
+      load_norms(part_.v, *tile_, t_.hkv, x_.norm);
+      for (int r = 0; r < t_.live; ++r)
+        for (int j = 0; j < n; ++j)
+          if (x_.s[r * kTile + j] > 0) x_.s[r * kTile + j] *= x_.norm[j];
+    }
+    ahead_.bytes = v_bytes_;
+    if (packed(part_.v))
+      add_packed(part_.v, *tile_, t_.hkv, x_.s, t_.live, p_.D, x_.keep, x_.packed, x_.out, dim_);
+    else if (holes)
+      add_seen_values(n);
+    else
+      add_values(n);
   }
 
   // Soft cap and the factor of the initial token.
@@ -262,10 +267,10 @@ class Item {
           store(x_.s + j, select_less(s, splat(-3.402823466e38f), s, capped));
         }
     }
-    if (p_.log_gamma && tile_->pos[0] <= t_.view.start && t_.view.start <= tile_->pos[n - 1]) {
-      const int j = lower_bound(tile_->pos, n, t_.view.start);
-      if (tile_->pos[j] != t_.view.start) return;
-      for (int r = 0; r < t_.live; ++r)
+    if (p_.log_gamma && tile_->first <= t_.view.start && t_.view.start <= tile_->last) {
+      int j = 0;
+      while (j < n && tile_->pos[j] != t_.view.start) ++j;
+      for (int r = 0; j < n && r < t_.live; ++r)
         if (x_.row_pos[r] > t_.view.start) x_.s[r * kTile + j] += p_.log_gamma[head(r)];
     }
   }
@@ -306,20 +311,22 @@ class Item {
   }
 
   void add_values(int n) {
+    const T* rows[kTile];
+    for (int j = 0; j < kTile; ++j) rows[j] = reinterpret_cast<const T*>(tile_->v[j]);
 #if defined(__AMX_BF16__)
     if constexpr (kHasTiles<T>)
       if (tiles_) {
-        amx_pair_values(tile_->v, n, p_.D, x_.tile_kv, ahead_);
+        amx_pair_values(rows, n, p_.D, x_.tile_kv, ahead_);
         for (int r = 0; r < t_.live; r += 8) {
-          const int rows = t_.live - r < 8 ? t_.live - r : 8;
-          amx_weighted(x_.s + r * kTile, kTile, rows, x_.tile_kv, p_.D, x_.keep + r,
+          const int count = t_.live - r < 8 ? t_.live - r : 8;
+          amx_weighted(x_.s + r * kTile, kTile, count, x_.tile_kv, p_.D, x_.keep + r,
                        x_.out + r * dim_, dim_, ahead_);
         }
         return;
       }
 #endif
     in_blocks<kValueRows>(t_.live, [&](int r, auto count) {
-      weighted_rows<decltype(count)::value>(x_.s + r * kTile, kTile, tile_->v, n, p_.D, x_.keep + r,
+      weighted_rows<decltype(count)::value>(x_.s + r * kTile, kTile, rows, n, p_.D, x_.keep + r,
                                             x_.out + r * dim_, dim_, ahead_);
     });
   }
@@ -334,20 +341,22 @@ class Item {
       for (int j = 0; j < n; ++j)
         if (x_.s[r * kTile + j] > 0) {
           w[m] = x_.s[r * kTile + j];
-          v[m++] = tile_->v[j];
+          v[m++] = reinterpret_cast<const T*>(tile_->v[j]);
         }
       weighted_rows<1>(w, kTile, v, m, p_.D, x_.keep + r, x_.out + r * dim_, dim_, ahead_);
     }
   }
 
   const PagedDecode& p_;
+  const Part& part_;
   const Task& t_;
   Scratch<T>& x_;
-  const Rows<T>* tile_ = nullptr;
+  const Rows* tile_ = nullptr;
   Ahead ahead_{};
   const int dim_, dim4_;  // D rounded up, of the output and of the queries
-  const bool tiles_;      // products on AMX tiles
-  bool masked_ = false;   // some row does not see some key of the tile
+  const int k_bytes_, v_bytes_;
+  const bool tiles_;     // products on AMX tiles
+  bool masked_ = false;  // some row does not see some key of the tile
 };
 
 }  // namespace

@@ -54,7 +54,7 @@ inline void check_same_pool(const char* op, const Tensor& v, const Tensor& k) {
 
 // Index values on the host, as laid out in PagedDecode.
 struct PageValues {
-  const int32_t* table;
+  const int32_t* table;  // or null: lengths alone
   int64_t table_b, table_h;
   const int32_t* lens;
   int64_t lens_b, lens_h;
@@ -75,7 +75,7 @@ inline void check_page_values(const char* op, const PageValues& x) {
       most = n > most ? n : most;
       const int32_t* row = x.table + b * x.table_b + h * x.table_h;
       bool inside = true;
-      const int64_t used = x.P ? (n + x.P - 1) / x.P : 0;
+      const int64_t used = x.table && x.P ? (n + x.P - 1) / x.P : 0;
       for (int64_t i = 0; i < used; ++i) inside &= row[i] >= 0 && row[i] < x.pages_in_pool;
       STD_TORCH_CHECK(inside, op, ": block_table entries must be 0..", x.pages_in_pool - 1,
                       " for pages in use, sequence ", b, " has others");

@@ -2,6 +2,13 @@
 #pragma once
 #include <cstdint>
 
+// A function that CPU and CUDA kernels share.
+#if defined(__CUDACC__) || defined(TOKOPS_CUDA_SIM_KERNEL)
+#define TOKOPS_HD __host__ __device__ inline
+#else
+#define TOKOPS_HD inline
+#endif
+
 namespace tokops {
 
 enum class DType : int { f32, bf16, f16 };

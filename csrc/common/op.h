@@ -32,6 +32,8 @@ inline const char* dtype_name(ScalarType t) {
       return "int32";
     case ScalarType::Long:
       return "int64";
+    case ScalarType::Byte:
+      return "uint8";
     default:
       return torch::headeronly::toString(t);
   }

@@ -32,6 +32,15 @@ def check(
         op_name,
         "v_pages must have a contiguous last dimension",
     )
+    check_extras(
+        op_name, q, heads, q_lens, starts, selected, counts, ancestors, sink_logit, log_gamma, softcap, window
+    )
+    return heads
+
+
+def check_extras(
+    op_name, q, heads, q_lens, starts, selected, counts, ancestors, sink_logit, log_gamma, softcap, window
+):
     b, t, hq, _ = q.shape
     for name, x in (("q_lens", q_lens), ("starts", starts)):
         if x is not None:
@@ -64,7 +73,6 @@ def check(
         )
     refuse_unless(softcap is None or softcap > 0, op_name, f"softcap must be > 0, got {softcap}")
     refuse_unless(window is None or window > 0, op_name, f"window must be > 0, got {window}")
-    return heads
 
 
 def check_values(op_name, q, k_pages, block_table, seq_lens, q_lens, starts, selected, counts):

@@ -49,8 +49,14 @@ def check_pages(op: str, pages: Tensor, name: str, block_table: Tensor, seq_lens
 def check_queries(op: str, q: Tensor, pages: Tensor, heads: int) -> None:
     """Check queries ``[B, T, Hq, D]`` against a pool of ``heads`` KV heads."""
     check_tensor(op, "q", q, 4, (pages.dtype,), pages)
-    _, t, hq, d = q.shape
+    d = q.shape[3]
     refuse_unless(d == pages.shape[3], op, f"q has head dimension {d}, the pages {pages.shape[3]}")
+    check_rows(op, q, heads)
+
+
+def check_rows(op: str, q: Tensor, heads: int) -> None:
+    """Check that queries fit the kernels and group evenly over the KV heads."""
+    _, t, hq, d = q.shape
     refuse_unless(1 <= d <= 256, op, f"head dimension must be 1..256, got {d}")
     refuse_unless(1 <= t <= 256, op, f"q must have 1..256 rows per sequence, got {t}")
     refuse_unless(

@@ -1,14 +1,15 @@
-"""Quantised and compressed caches: codecs, merging, and the importance of cached tokens."""
+"""Quantised caches: codecs, packed pages, and the ops that write, move and read them."""
 
 from typing import TYPE_CHECKING, Any
 
 from .._discover import ops_of
+from .codec import Codec
 
 if TYPE_CHECKING:  # type checkers do not see what is discovered
 
     def __getattr__(name: str) -> Any: ...
 
 
-_public = ops_of(__name__, __path__)
+_public = {"Codec": Codec, **ops_of(__name__, __path__)}
 globals().update(_public)
 __all__ = sorted(_public)

@@ -1,0 +1,304 @@
+// The two inner products of attention over packed rows, for .isa.cpp files. Codes are turned into
+// floats in registers, once for all query rows of a block; scales and zeros enter per group, not
+// per element.
+#pragma once
+#include "attention/parts.h"
+#include "attention/tiles.h"
+
+namespace tokops {
+namespace {
+
+// ---- Bytes as vectors of integers, one a lane.
+#if defined(__AVX512F__)
+struct Ints {
+  __m512i v;
+};
+inline Ints bytes(const uint8_t* p) {
+  return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+// Eight bytes, twice.
+inline Ints bytes_twice(const uint8_t* p) {
+  const __m128i x = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return {_mm512_cvtepu8_epi32(_mm_unpacklo_epi64(x, x))};
+}
+// The lower eight lanes shifted by `low`, the upper by `high`.
+inline Ints shift_halves(Ints a, int low, int high) {
+  const __m512i n = _mm512_inserti64x4(_mm512_set1_epi32(low), _mm256_set1_epi32(high), 1);
+  return {_mm512_srlv_epi32(a.v, n)};
+}
+template <int N>
+inline Ints shift(Ints a) {
+  return {_mm512_srli_epi32(a.v, N)};
+}
+inline Ints mask(Ints a, int bits) { return {_mm512_and_si512(a.v, _mm512_set1_epi32(bits))}; }
+inline Vec floats(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
+// Bytes as the upper bits of float16 (e5m2), or moved into place for it and 2^8 too small (e4m3).
+template <bool E4m3>
+inline Vec fp8(const uint8_t* p) {
+  const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  if (!E4m3) return {_mm512_cvtph_ps(_mm256_slli_epi16(x, 8))};
+  const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0x80)), 8);
+  const __m256i rest = _mm256_slli_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0x7f)), 7);
+  return {_mm512_cvtph_ps(_mm256_or_si256(sign, rest))};
+}
+inline void store_sums(float* out, Vec a, Vec b, Vec c, Vec d) {
+  const auto fold = [](Vec x) {
+    return _mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
+  };
+  const __m256 x =
+      _mm256_hadd_ps(_mm256_hadd_ps(fold(a), fold(b)), _mm256_hadd_ps(fold(c), fold(d)));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
+}
+#elif defined(__AVX2__)
+struct Ints {
+  __m256i v;
+};
+inline Ints bytes(const uint8_t* p) {
+  return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};
+}
+template <int N>
+inline Ints shift(Ints a) {
+  return {_mm256_srli_epi32(a.v, N)};
+}
+inline Ints mask(Ints a, int bits) { return {_mm256_and_si256(a.v, _mm256_set1_epi32(bits))}; }
+inline Vec floats(Ints a) { return {_mm256_cvtepi32_ps(a.v)}; }
+template <bool E4m3>
+inline Vec fp8(const uint8_t* p) {
+  const __m128i x = _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  if (!E4m3) return {_mm256_cvtph_ps(_mm_slli_epi16(x, 8))};
+  const __m128i sign = _mm_slli_epi16(_mm_and_si128(x, _mm_set1_epi16(0x80)), 8);
+  const __m128i rest = _mm_slli_epi16(_mm_and_si128(x, _mm_set1_epi16(0x7f)), 7);
+  return {_mm256_cvtph_ps(_mm_or_si128(sign, rest))};
+}
+inline void store_sums(float* out, Vec a, Vec b, Vec c, Vec d) {
+  const __m256 x = _mm256_hadd_ps(_mm256_hadd_ps(a.v, b.v), _mm256_hadd_ps(c.v, d.v));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
+}
+#else
+struct Ints {
+  Vec::I v;
+};
+inline Ints bytes(const uint8_t* p) { return {Vec::I{p[0], p[1], p[2], p[3]}}; }
+template <int N>
+inline Ints shift(Ints a) {
+  return {a.v >> N};
+}
+inline Ints mask(Ints a, int bits) { return {a.v & bits}; }
+inline Vec floats(Ints a) { return {__builtin_convertvector(a.v, Vec::V)}; }
+template <bool E4m3>
+inline Vec fp8(const uint8_t* p) {
+  f16 x[4];
+  for (int i = 0; i < 4; ++i)
+    x[i].bits = E4m3 ? uint16_t((p[i] & 0x80) << 8 | (p[i] & 0x7f) << 7) : uint16_t(p[i] << 8);
+  return load(x);
+}
+inline void store_sums(float* out, Vec a, Vec b, Vec c, Vec d) {
+  store_group_sums(out, 4, a, b, c, d);
+}
+#endif
+
+inline float half_value(uint16_t bits) {
+#if defined(__F16C__)
+  return _cvtsh_ss(bits);
+#else
+  return to_float(f16{bits});
+#endif
+}
+
+// A unit is what one load of bytes gives: kVecs vectors of codes as floats, vector i for the
+// dimensions from offset(unit, i) on. kUnits units make up 32 dimensions.
+template <Codec C>
+struct Unpack {  // int8 and fp8: a byte a dimension
+  static constexpr int kVecs = 1, kUnits = 32 / Vec::width;
+  static int offset(int unit, int) { return unit * Vec::width; }
+  static void load(const uint8_t* row, int unit, Vec* x) {
+    const uint8_t* p = row + unit * Vec::width;
+    if constexpr (C == Codec::int8) x[0] = floats(bytes(p));
+    if constexpr (C == Codec::e4m3) x[0] = fp8<true>(p);
+    if constexpr (C == Codec::e5m2) x[0] = fp8<false>(p);
+  }
+};
+template <>
+struct Unpack<Codec::int4> {  // byte j of 16: dimension j, and j + 16 above it
+  static constexpr int kVecs = 2, kUnits = 16 / Vec::width;
+  static int offset(int unit, int i) {
+    return unit / kUnits * 32 + unit % kUnits * Vec::width + i * 16;
+  }
+  static void load(const uint8_t* row, int unit, Vec* x) {
+    const Ints b = bytes(row + unit * Vec::width);
+    x[0] = floats(mask(b, 15));
+    x[1] = floats(shift<4>(b));
+  }
+};
+template <>
+struct Unpack<Codec::int2> {  // byte j of 8: dimensions j, j + 8, j + 16, j + 24
+#if defined(__AVX512F__)
+  static constexpr int kVecs = 2, kUnits = 1;
+  static int offset(int unit, int i) { return unit * 32 + i * 16; }
+  static void load(const uint8_t* row, int unit, Vec* x) {
+    const Ints b = bytes_twice(row + unit * 8);
+    x[0] = floats(mask(shift_halves(b, 0, 2), 3));
+    x[1] = floats(mask(shift_halves(b, 4, 6), 3));
+  }
+#else
+  static constexpr int kVecs = 4, kUnits = 8 / Vec::width;
+  static int offset(int unit, int i) {
+    return unit / kUnits * 32 + unit % kUnits * Vec::width + i * 8;
+  }
+  static void load(const uint8_t* row, int unit, Vec* x) {
+    const Ints b = bytes(row + unit * Vec::width);
+    x[0] = floats(mask(b, 3));
+    x[1] = floats(mask(shift<2>(b), 3));
+    x[2] = floats(mask(shift<4>(b), 3));
+    x[3] = floats(shift<6>(b));
+  }
+#endif
+};
+
+// Units of `dims` dimensions (a multiple of 32, or of 16 for whole bytes).
+template <Codec C>
+inline int units_of(int dims) {
+  return dims * Unpack<C>::kUnits / 32;
+}
+
+// s[r * stride + j] = sum over groups g of scale[g * scale_stride + j] * (q_r . k_j in g), for R
+// rows and J keys. With One, the only group's scale is left to the caller.
+template <Codec C, bool One, int R, int J>
+inline void packed_dots(const float* q, int q_stride, int groups, int units,
+                        const uint8_t* const* k, const float* scale, int scale_stride, float* s,
+                        int stride) {
+  using U = Unpack<C>;
+  Vec total[R * J + 3];
+  for (int i = 0; i < R * J + 3; ++i) total[i] = zero();
+  for (int g = 0, u = 0; g < groups; ++g) {
+    Vec acc[R][J];
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < J; ++j) acc[r][j] = zero();
+    for (const int end = u + units; u < end; ++u) {
+      Vec x[J][U::kVecs];
+      for (int j = 0; j < J; ++j) U::load(k[j], u, x[j]);
+      for (int i = 0; i < U::kVecs; ++i) {
+        const float* at = q + U::offset(u, i);
+        for (int r = 0; r < R; ++r) {
+          const Vec y = load(at + r * q_stride);
+          for (int j = 0; j < J; ++j) acc[r][j] = fma(y, x[j][i], acc[r][j]);
+        }
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < J; ++j)
+        total[r * J + j] =
+            One ? acc[r][j] : fma(acc[r][j], splat(scale[g * scale_stride + j]), total[r * J + j]);
+  }
+  float sums[R * J + 3];
+  for (int i = 0; i < R * J; i += 4)
+    store_sums(sums + i, total[i], total[i + 1], total[i + 2], total[i + 3]);
+  for (int r = 0; r < R; ++r)
+    for (int j = 0; j < J; ++j) s[r * stride + j] = sums[r * J + j];
+}
+
+// The same for any number of rows and n keys, four at a time: rows of k up to the next multiple are
+// read, and columns of s up to it written.
+template <Codec C, bool One>
+inline void packed_scores(const float* q, int q_stride, int rows, int groups, int units,
+                          const uint8_t* const* k, int n, const float* scale, int scale_stride,
+                          float* s, int stride, Ahead& ahead) {
+  constexpr int kVecs = Unpack<C>::kVecs;
+#if defined(__AVX512F__)
+  constexpr int kRows = 4, kKeys = 4 / kVecs;  // sums and codes that the registers hold
+#else
+  constexpr int kRows = 4, kKeys = kVecs == 4 ? 1 : 2;
+#endif
+  for (int j = 0; j < n; j += 4) {
+    ahead.call(4);
+    in_blocks<kRows>(rows, [&](int r, auto count) {
+      constexpr int R = decltype(count)::value, J = R <= 2 && kVecs < 4 ? 4 / kVecs : kKeys;
+      for (int i = j; i < j + 4; i += J)
+        packed_dots<C, One, R, J>(q + r * q_stride, q_stride, groups, units, k + i, scale + i,
+                                  scale_stride, s + r * stride + i, stride);
+    });
+  }
+}
+
+// out[r * os + d] = out * keep[r] + add[r] + sum_j w[r * ws + j] code_j[d] over the dimensions of N
+// units.
+template <Codec C, int R, int N>
+inline void packed_weighted(const float* w, int ws, const uint8_t* const* v, int n, int unit,
+                            const float* keep, const float* add, float* out, int os) {
+  using U = Unpack<C>;
+  Vec acc[R][N * U::kVecs];
+  for (int r = 0; r < R; ++r)
+    for (int i = 0; i < N * U::kVecs; ++i) acc[r][i] = splat(add[r]);
+  for (int j = 0; j < n; ++j) {
+    Vec x[N * U::kVecs];
+    for (int i = 0; i < N; ++i) U::load(v[j], unit + i, x + i * U::kVecs);
+    for (int r = 0; r < R; ++r) {
+      const Vec y = splat(w[r * ws + j]);
+      for (int i = 0; i < N * U::kVecs; ++i) acc[r][i] = fma(y, x[i], acc[r][i]);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int i = 0; i < N * U::kVecs; ++i) {
+      float* o = out + r * os + U::offset(unit + i / U::kVecs, i % U::kVecs);
+      store(o, fma(load(o), splat(keep[r]), acc[r][i]));
+    }
+}
+
+// The same for any number of rows over the units [unit, end).
+template <Codec C>
+inline void packed_values(const float* w, int ws, int rows, const uint8_t* const* v, int n,
+                          int unit, int end, const float* keep, const float* add, float* out,
+                          int os) {
+  constexpr int kVecs = Unpack<C>::kVecs;
+#if defined(__AVX512F__)
+  constexpr int kRows = 8, kWide = 4;
+#else
+  constexpr int kRows = kVecs == 4 ? 2 : 4, kWide = 2;
+#endif
+  in_blocks<kRows>(rows, [&](int r, auto count) {
+    constexpr int R = decltype(count)::value,
+                  N = (R <= kWide ? 4 : 2) / kVecs > 0 ? (R <= kWide ? 4 : 2) / kVecs : 1;
+    int u = unit;
+    for (; u + N <= end; u += N)
+      packed_weighted<C, R, N>(w + r * ws, ws, v, n, u, keep + r, add + r, out + r * os, os);
+    for (; u < end; ++u)
+      packed_weighted<C, R, 1>(w + r * ws, ws, v, n, u, keep + r, add + r, out + r * os, os);
+  });
+}
+
+// f(Unpack's codec) for a packed codec known at run time.
+template <class F>
+inline void with_codec(Codec c, const F& f) {
+  switch (c) {
+    case Codec::int8:
+      return f(std::integral_constant<Codec, Codec::int8>{});
+    case Codec::int4:
+      return f(std::integral_constant<Codec, Codec::int4>{});
+    case Codec::int2:
+      return f(std::integral_constant<Codec, Codec::int2>{});
+    case Codec::e4m3:
+      return f(std::integral_constant<Codec, Codec::e4m3>{});
+    case Codec::e5m2:
+      return f(std::integral_constant<Codec, Codec::e5m2>{});
+    case Codec::full:
+      return;
+  }
+}
+
+// In place: Walsh-Hadamard transform of blocks of the largest power of two that divides d, scaled
+// to be its own inverse.
+inline void hadamard_row(float* x, int d) {
+  const int n = d & -d;
+  for (int h = 1; h < n; h *= 2)
+    for (int i = 0; i < d; i += 2 * h)
+      for (int j = i; j < i + h; ++j) {
+        const float a = x[j], b = x[j + h];
+        x[j] = a + b;
+        x[j + h] = a - b;
+      }
+  const float scale = 1 / std::sqrt(float(n));
+  for (int i = 0; i < d; ++i) x[i] *= scale;
+}
+
+}  // namespace
+}  // namespace tokops
