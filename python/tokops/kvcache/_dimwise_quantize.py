@@ -29,7 +29,7 @@ def gaussian_levels(bits: int = 6, r: float = 3.0) -> Tensor:
 
     Example:
         >>> gaussian_levels(2)
-        tensor([-1.2606, -0.3239,  0.3239,  1.2606])
+        tensor([-1.2602, -0.3247,  0.3247,  1.2602])
     """
     if not 1 <= bits <= 8:
         raise ValueError(f"bits must be 1..8, got {bits}")
