@@ -3,24 +3,41 @@
 #include "common/isa.h"
 #include "common/simd.h"
 
-// Elements are compared with cuts between the levels, found once per call: a binary search of fixed
-// depth without branches, over a block of elements at a time so that the steps of many overlap.
+// Elements are compared with cuts between the levels, found once per call. An even grid over the
+// cuts tells how many lie below an element's cell; the few within it are searched without branches.
 namespace tokops {
 namespace {
 
 constexpr int64_t kBlock = 64;
 constexpr int64_t kElementsPerTask = 16384;
+constexpr int kCells = 1024;
 
 struct Tables {
-  float cuts[kMostLevels];  // filled up with +inf to a power of two
+  float cuts[2 * kMostLevels];  // +inf behind the last
   float values[kMostLevels];
-  int depth;  // the power of two
+  int32_t below[kCells];  // cuts in lower cells
+  int window = 1;         // a power of two above the number of cuts in any cell
+  float origin, per;      // cell = (x - origin) * per
 
-  explicit Tables(const DimwiseQuantize& p) : depth(2) {
-    while (depth < p.count) depth *= 2;
-    for (int i = 0; i < depth; ++i)
-      cuts[i] = i + 1 < p.count ? dimwise_cut(p.scale, p.levels[i], p.levels[i + 1]) : INFINITY;
+  explicit Tables(const DimwiseQuantize& p) {
+    const int count = p.count - 1;
+    for (int i = 0; i < 2 * kMostLevels; ++i)
+      cuts[i] = i < count ? dimwise_cut(p.scale, p.levels[i], p.levels[i + 1]) : INFINITY;
     for (int i = 0; i < p.count; ++i) values[i] = dimwise_value(p.scale, p.levels[i]);
+    origin = cuts[0];
+    per = count > 1 ? (kCells - 1) / (cuts[count - 1] - origin) : 0.f;
+    int at = 0;
+    for (int c = 0; c < kCells; ++c) {
+      below[c] = at;
+      while (at < count && cell(cuts[at]) == c) ++at;
+      while (window <= at - below[c]) window *= 2;
+    }
+  }
+
+  // Never falls as x grows, whatever is rounded: a cut in a lower cell is below x. 0 for NaN.
+  int cell(float x) const {
+    const float v = (x - origin) * per, low = v > 0 ? v : 0;
+    return int(low < kCells - 1 ? low : kCells - 1);
   }
 };
 
@@ -31,10 +48,12 @@ void quantize(const DimwiseQuantize& p, const Tables& tables, int64_t begin, int
   for (int64_t i = begin; i < end; i += kBlock) {
     const int n = int(end - i < kBlock ? end - i : kBlock);
     float block[kBlock];
-    int32_t at[kBlock] = {};
+    int32_t at[kBlock];
     for (int j = 0; j < kBlock; ++j) block[j] = j < n ? to_float(x[i + j]) : 0.f;
-    for (int half = tables.depth / 2; half > 0; half /= 2)
-      for (int j = 0; j < kBlock; ++j) at[j] += block[j] > tables.cuts[at[j] + half - 1] ? half : 0;
+    for (int j = 0; j < kBlock; ++j) at[j] = tables.below[tables.cell(block[j])];
+    for (int half = tables.window / 2; half > 0; half /= 2)
+      for (int j = 0; j < kBlock; ++j)  // a mask: the outcome is not to be guessed
+        at[j] += -int32_t(block[j] > tables.cuts[at[j] + half - 1]) & half;
     for (int j = 0; j < n; ++j) {
       p.codes[i + j] = uint8_t(at[j]);
       from_float(tables.values[at[j]], out + i + j);
