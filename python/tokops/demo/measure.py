@@ -9,6 +9,7 @@ from transformers import Cache
 from tokops.bench.timing import Name, interleaved, medians
 from tokops.hf import quality
 from tokops.hf.contexts import Context
+from tokops.hf.families import CACHE
 
 from .plan import Plan
 from .ways import Way
@@ -57,7 +58,7 @@ class Stepper:
     @torch.no_grad()
     def __call__(self) -> None:
         """One step; its tokens are the input of the next."""
-        logits = self.way.model(self.last, past_key_values=self.cache, use_cache=True).logits
+        logits = self.way.model(self.last, use_cache=True, **{CACHE: self.cache}).logits
         self.last = logits[:, -1:].argmax(-1)
 
 

@@ -8,7 +8,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..kvcache.pages import PageTable
-from ..methods import Method, Step
+from ..methods import Method, ModelShape, Step
 from .layers import PagedLayer, StoreLayer
 
 #: Tokens per page. A beam that splits copies at most one page per layer and a sequence wastes at most 63 slots,
@@ -59,8 +59,9 @@ class CacheState:
 class Plan:
     """What a patched model does with its caches: resolved methods and counters."""
 
-    def __init__(self, methods: tuple[Method, ...], counters):
+    def __init__(self, methods: tuple[Method, ...], counters, shape: ModelShape):
         self.methods = methods
+        self.shape = shape
         self.counters = counters
         selecting = [m for m in methods if "select" in m.slots]
         self.select = selecting[0].select if selecting else None
@@ -68,7 +69,7 @@ class Plan:
 
     def new_layout(self, page_size: int):
         """The bookkeeping of a new cache's stores, None where full-precision pages are the store."""
-        return self._storing[0].new_layout(page_size) if self._storing else None
+        return self._storing[0].new_layout(page_size, self.shape) if self._storing else None
 
 
 class PagedCache(Cache):

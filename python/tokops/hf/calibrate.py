@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..attention import topk_positions
 from ..methods import LayerReader, Method, ModelShape, Step, TidalDecode, _calibration
-from .families import shape_of
+from .families import CACHE, shape_of
 from .patching import patch
 
 Progress = Callable[[int, int], None]
@@ -166,7 +166,7 @@ def _advance(progress: Progress, before: int, total: int, done: int) -> None:
 def _teacher_forced(model, run, ids, steps, progress=None):
     """Logits ``[steps, vocab]`` of the last ``steps`` tokens, decoded one by one after a dense prompt."""
     cache = run.new_cache()
-    model(input_ids=ids[:, :-steps], past_key_values=cache, logits_to_keep=1)
+    model(input_ids=ids[:, :-steps], **{CACHE: cache}, logits_to_keep=1)
     return _decode(model, cache, ids, steps, progress)
 
 
@@ -175,7 +175,7 @@ def _decode(model, cache, ids, steps, progress=None):
     rows = []
     for n in range(steps):
         at = ids.shape[1] - steps + n
-        rows.append(model(input_ids=ids[:, at : at + 1], past_key_values=cache).logits[0, -1].float())
+        rows.append(model(input_ids=ids[:, at : at + 1], **{CACHE: cache}).logits[0, -1].float())
         if progress:
             progress(n + 1)
     return torch.stack(rows)
@@ -209,7 +209,7 @@ def next_token_kls(
     for ids in prompts:
         with patch(model) as run:
             cache = run.new_cache()
-            model(input_ids=ids[:, :-steps], past_key_values=cache, logits_to_keep=1)
+            model(input_ids=ids[:, :-steps], **{CACHE: cache}, logits_to_keep=1)
             cache.activate_past_recording()
             dense = torch.log_softmax(_decode(model, cache, ids, steps).double(), -1)
         done += steps

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from .families import CACHE
+
 __all__ = ["Context", "prefill", "twin"]
 
 
@@ -62,7 +64,7 @@ def prefill(
     """
     cache = DynamicCache(config=model.config)
     for part in ids.split(chunk, dim=1):
-        logits = model(part, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        logits = model(part, **{CACHE: cache}, use_cache=True, logits_to_keep=1).logits
         tick(part.shape[1])
     return Context(
         tuple(layer.keys for layer in cache.layers),

@@ -3,6 +3,8 @@
 import torch
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from .families import CACHE, given_cache
+
 
 class _Feed:
     """Forwards of one generation: cuts inputs to what the cache lacks and keeps mask and positions in step."""
@@ -28,9 +30,9 @@ class _Feed:
             input_ids=tokens,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
+            **{CACHE: self.cache},
         )
         return out.logits[:, -1]
 
@@ -59,7 +61,7 @@ def corrected_loop(
     The chunk overwrites the keys and values that sparse layers made slightly wrong. Tokens already given out stay.
     """
     _refuse(generation_config)
-    cache = model_kwargs["past_key_values"]
+    cache = given_cache(model_kwargs)
     cache.activate_past_recording()
     feed = _Feed(model, cache, model_kwargs.get("attention_mask"), input_ids)
     prompt, chunk = cache.prompt_length, generation_config.prefill_chunk_size or cache.prompt_length
@@ -91,5 +93,5 @@ def corrected_loop(
     if streamer is not None:
         streamer.end()
     if generation_config.return_dict_in_generate:
-        return GenerateDecoderOnlyOutput(sequences=input_ids, past_key_values=cache)
+        return GenerateDecoderOnlyOutput(sequences=input_ids, **{CACHE: cache})
     return input_ids

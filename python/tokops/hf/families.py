@@ -1,9 +1,11 @@
 """The model families we have tested, and what a method may know of a model."""
 
+import dataclasses
 import hashlib
 import json
 
 from transformers import DynamicCache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ..methods import ModelShape
 
@@ -12,11 +14,23 @@ FAMILIES = (
     "gemma2", "gpt_oss", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe",
 )  # fmt: skip
 
+#: What transformers calls the cache in calls and results: "cache" from 5.24 on, "past_key_values" before.
+CACHE = (
+    "cache"
+    if "cache" in {field.name for field in dataclasses.fields(BaseModelOutputWithPast)}
+    else "past_key_values"
+)
+
 _VOLATILE = {
     "_name_or_path", "architectures", "bos_token_id", "dtype", "eos_token_id", "initializer_range", "name_or_path",
     "output_attentions", "output_hidden_states", "pad_token_id", "quantization_config", "return_dict", "torch_dtype",
     "transformers_version", "use_cache", "id2label", "label2id", "problem_type",
 }  # fmt: skip
+
+
+def given_cache(arguments: dict):
+    """The cache among keyword arguments, by its new or its old name; None if there is none."""
+    return arguments.get("cache", arguments.get("past_key_values"))
 
 
 def check_model(model) -> None:
@@ -48,6 +62,7 @@ def shape_of(config) -> ModelShape:
         hidden=config.hidden_size,
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         vocab=config.vocab_size,
         windows=tuple(getattr(layer, "sliding_window", None) for layer in layers),
     )

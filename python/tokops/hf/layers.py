@@ -121,7 +121,14 @@ class PagedLayer(_Layer):
         """Attention of rows ``q [B, T, Hq, D]`` that ``behind`` cached tokens follow, dense or over a selection."""
         seq_lens = self.table.seq_lens - behind if behind else self.table.seq_lens
         return paged_decode(
-            q, self.k_pages, self.v_pages, self.table.table, seq_lens, selected=selected, counts=counts, **options
+            q,
+            self.k_pages,
+            self.v_pages,
+            self.table.table,
+            seq_lens,
+            selected=selected,
+            counts=counts,
+            **options,
         )[0]
 
     def scores(self, q: Tensor, options: dict, reduce: str) -> tuple[Tensor, Tensor | None]:

@@ -7,7 +7,7 @@ from ..methods import SLOTS, Dense, Method
 from . import attention
 from .cache import PAGE_SIZE, PagedCache, Plan
 from .decoding import corrected_loop
-from .families import check_model, shape_of
+from .families import CACHE, check_model, given_cache, shape_of
 from .report import Counters, Report
 
 _RUNS: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
@@ -23,8 +23,8 @@ class Run:
         self.model = model
         self.methods = methods
         self._page_size = page_size
-        windows = shape_of(model.config).windows
-        self._plan = Plan(methods, Counters(windows))
+        shape = shape_of(model.config)
+        self._plan = Plan(methods, Counters(shape.windows), shape)
         self._before = _implementations(model.config)
         attention.register()
         model.set_attn_implementation(attention.NAME)
@@ -98,12 +98,12 @@ class Run:
                     f"tokops does not support {name}=True: attention weights are never formed"
                 )
         if len(args) > 3:
-            raise TypeError("pass past_key_values to a model patched by tokops by keyword")
-        cache = kwargs.get("past_key_values")
+            raise TypeError("pass the cache to a model patched by tokops by keyword")
+        cache = given_cache(kwargs)
         if cache is not None:
             self.check_cache(cache)
         elif module.config.use_cache if kwargs.get("use_cache") is None else kwargs["use_cache"]:
-            kwargs["past_key_values"] = self.new_cache()
+            kwargs[CACHE] = self.new_cache()
         return args, kwargs
 
 
@@ -127,9 +127,9 @@ def _wrap_generate(run: Run, original):
             return default if value is None else value
 
         _refuse(setting)
-        cache = kwargs.get("past_key_values")
+        cache = given_cache(kwargs)
         if cache is None and setting("use_cache", True):
-            cache = kwargs["past_key_values"] = run.new_cache()
+            cache = kwargs[CACHE] = run.new_cache()
         if cache is not None:
             run.check_cache(cache)
             cache.prompt_length = _prompt_length(inputs, kwargs, cache.get_seq_length())
@@ -242,6 +242,8 @@ def patch(model, *methods: Method, page_size: int = PAGE_SIZE) -> Run:
     _fill_slots(methods)
     shape = shape_of(model.config)
     resolved = tuple(method.resolve(shape) for method in methods)
+    for method in resolved:
+        method.new_layout(page_size, shape)  # refuses a page size that the store cannot have
     if any(m.correction_period for m in resolved):
         other = [type(m).__name__ for m in resolved if "store" in m.slots and not isinstance(m, Dense)]
         if other:

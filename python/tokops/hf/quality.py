@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from .families import CACHE
+
 __all__ = [
     "Difference",
     "Quality",
@@ -45,7 +47,7 @@ def teacher_forced(
     """
     rows = []
     for part in ids.split(chunk):
-        rows.append(model(part[None], past_key_values=cache, use_cache=True).logits[0].float().cpu())
+        rows.append(model(part[None], **{CACHE: cache}, use_cache=True).logits[0].float().cpu())
         tick(len(part))
     return torch.cat(rows)
 
@@ -120,7 +122,7 @@ def greedy(
     tokens, gaps = [], []
     last = torch.tensor([[first]], device=model.device)
     for _ in range(steps):
-        best = model(last, past_key_values=cache, use_cache=True).logits[0, -1].float().topk(2)
+        best = model(last, **{CACHE: cache}, use_cache=True).logits[0, -1].float().topk(2)
         last = best.indices[:1][None]
         tokens.append(last[0])
         gaps.append(best.values[:1] - best.values[1:])

@@ -64,7 +64,9 @@ class Layout:
         """Hold nothing."""
         self.length = self.packed = 0
         self.batch = 0
-        self.layers = self.packed_token_bytes = self.group_bytes = self.full_token_bytes = 0  # sums over layers
+        self.layers = self.packed_token_bytes = self.group_bytes = self.full_token_bytes = (
+            0  # sums over layers
+        )
         self.slabs: list[Slab] = []
         self.starts: Tensor | None = None
         self._host_starts: list[int] = []
@@ -313,4 +315,6 @@ class Layout:
 
     def live_tokens(self) -> int:
         """Tokens held, each packed one once however many sequences share it."""
-        return sum(slab.table.live_tokens() for slab in self.slabs) + (self.length - self.absorbed) * self.batch
+        return (
+            sum(slab.table.live_tokens() for slab in self.slabs) + (self.length - self.absorbed) * self.batch
+        )

@@ -40,7 +40,9 @@ class QuantizedLayout(Layout):
         self.keys, self.values, self.rotate, self.q_int8 = keys, values, rotate, q_int8
         groups = {codec.group for codec in (keys, values) if codec.geometry == "channel"}
         if len(groups) > 1:
-            raise ValueError(f"keys and values per channel must share one group of tokens, got {sorted(groups)}")
+            raise ValueError(
+                f"keys and values per channel must share one group of tokens, got {sorted(groups)}"
+            )
         restores = bool(groups)
         super().__init__(page, sinks, residual, page if residual or restores else 1, restores)
         self.group = groups.pop() if groups else 1
@@ -149,7 +151,9 @@ class QuantizedStore:
         del self._pools[len(layout.slabs) :]
         for i, slab in enumerate(layout.slabs):
             if i == len(self._pools):
-                self._pools.append(tuple(self._new_pool(c, slab.table.capacity) for c in (layout.keys, layout.values)))
+                self._pools.append(
+                    tuple(self._new_pool(c, slab.table.capacity) for c in (layout.keys, layout.values))
+                )
             if self._pools[i][0][0].shape[0] < slab.table.capacity:
                 self._pools[i] = tuple(
                     self._grown(c, pool, slab.table.capacity)
@@ -207,10 +211,8 @@ class QuantizedStore:
         else:
             scale, zero = (high - low) / (codec.levels - 1), low
         scale = torch.where(scale > 0, scale, 1.0).to(codec.scale_dtype)[None, :, None, None].contiguous()
-        if zero is None:
-            zero = scale.new_empty(0)
-        else:
-            zero = zero.to(codec.scale_dtype)[None, :, None, None].contiguous()
+        zero = torch.empty(0) if zero is None else zero[None, :, None, None]
+        zero = zero.to(scale.device, scale.dtype).contiguous()
         self._frozen[side] = (scale, zero)
         for i, pools in enumerate(self._pools):
             both = list(pools)
@@ -281,10 +283,22 @@ class QuantizedStore:
         out = []
         for codec, pool in zip((self.layout.keys, self.layout.values), self._pools[slab], strict=True):
             page = [x[column] if x.dim() == 4 and x.shape[0] > 1 else x for x in pool]
-            x = page[0].float() if codec.kind == "full" else kv_dequantize(*page, codec=codec.code, dim=self._dim)
+            x = (
+                page[0].float()
+                if codec.kind == "full"
+                else kv_dequantize(
+                    page[0], page[1], page[2] if page[2].numel() else None, None, codec.code, self._dim
+                )
+            )
             x = x[:, :, first % size : first % size + end - begin]
             out.append(x.transpose(1, 2).to(self._dtype))
         self._tail = Tail(*self._with_sinks(begin, *out), self.layout.tail_capacity)
+
+    def _decoded(self, codec, page):
+        if codec.kind == "full":
+            return page[0].float()
+        zero = page[2] if page[2].numel() else None
+        return kv_dequantize(page[0], page[1], zero, None, codec.code, self._dim)
 
     def _with_sinks(self, begin, k, v):
         """Tokens from position ``begin`` on, the exact ones in place of those that are sinks."""
@@ -307,4 +321,7 @@ class QuantizedStore:
 
 
 def _scales(side: str, pool: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor | None]:
-    return {f"{side}_scale": pool[1] if pool[1].numel() else None, f"{side}_zero": pool[2] if pool[2].numel() else None}
+    return {
+        f"{side}_scale": pool[1] if pool[1].numel() else None,
+        f"{side}_zero": pool[2] if pool[2].numel() else None,
+    }

@@ -86,7 +86,8 @@ def decode(
             mass together with log_gamma.
     """
     torch._check(
-        not (mass and log_gamma is not None), lambda: "decode: mass does not know log_gamma, ask for one of them"
+        not (mass and log_gamma is not None),
+        lambda: "decode: mass does not know log_gamma, ask for one of them",
     )
     tensors, numbers = store.flat_parts()
     seq_lens = store.seq_lens - behind if behind else store.seq_lens

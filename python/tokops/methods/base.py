@@ -26,7 +26,7 @@ class ModelShape:
         family: transformers' ``model_type``.
         name: the model's name, for lookups and messages.
         digest: a hash of the configuration.
-        layers, hidden, heads, kv_heads, vocab: sizes.
+        layers, hidden, heads, kv_heads, head_dim, vocab: sizes.
         windows: sliding window of every layer, None where attention is full.
     """
 
@@ -37,6 +37,7 @@ class ModelShape:
     hidden: int
     heads: int
     kv_heads: int
+    head_dim: int
     vocab: int
     windows: tuple[int | None, ...]
 
@@ -108,7 +109,7 @@ class Method:
         """
         return None
 
-    def new_layout(self, page_size: int) -> Any:
+    def new_layout(self, page_size: int, shape: ModelShape) -> Any:
         """The bookkeeping of a new cache whose full-attention layers this method stores.
 
         None: full-precision pages. Else an object like :class:`tokops.kvcache.layout.Layout`, whose

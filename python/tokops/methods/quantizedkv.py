@@ -1,0 +1,141 @@
+"""QuantizedKV: the cache in 8, 4 or 2 bits."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..kvcache import Codec
+from ..kvcache.quantized import QuantizedLayout
+from .base import Method, ModelShape
+
+__all__ = ["QuantizedKV"]
+
+_FP8 = ("fp8_e4m3", "fp8_e5m2")
+_BITS = (8, 4, 3, 2, *_FP8, 16)
+_GEOMETRIES = ("token", "channel", "head")
+
+
+@dataclass(frozen=True)
+class QuantizedKV(Method):
+    """Keep cached tokens in packed pages that the attention kernel reads as they are (layouts: KIVI, KVQuant, ggml).
+
+    Prompts are attended to in full precision and then packed. A token's codes are written once. Rejected drafts are
+    never packed. Sliding-window layers stay in full precision; their cache is bounded already.
+
+    What None resolves to, by bits:
+
+    ======== ================ ================= ======= ========== ==========
+    bits     keys             values            rotate  residual   full_first
+    ======== ================ ================= ======= ========== ==========
+    8        token, group     token, group      no      0          no
+    4, 3     token, group     token, group      yes     0          yes
+    2        token, group 32  token, group 32   yes     128        yes
+    fp8      token, group D   token, group D    no      0          no
+    channel  group of tokens  (as given)        no      128        as by bits
+    ======== ================ ================= ======= ========== ==========
+
+    Args:
+        bits: 8, 4, 3 (eight levels in the container of four bits), 2, ``"fp8_e4m3"``, ``"fp8_e5m2"``, or 16 for full
+            precision; a pair gives keys and values their own.
+        group: dimensions (or tokens, per channel) that share a scale; 32 where the head dimension is not divisible
+            by 64, and at most 32 for 2 bit.
+        key_geometry, value_geometry: ``"token"``: a scale per token and group of dimensions; ``"channel"``: per
+            dimension and group of tokens (KIVI's keys); ``"head"``: one scale per head, set by the first tokens.
+        rotate: keep keys and values Hadamard-transformed, which spreads outlying channels over all of them.
+        residual: newest tokens that stay in full precision.
+        full_first: keep the first page of every sequence in full precision.
+        sinks: first visible tokens that stay in full precision where full_first does not.
+        q_int8: score int8 and int4 keys with queries rounded to 8 bits, by integer products. Adds up to
+            ``amax(q) / 254`` per element of q to the error.
+
+    Raises:
+        ValueError: a number or name out of range, or options that contradict each other.
+    """
+
+    slots: ClassVar[tuple[str, ...]] = ("store",)
+
+    bits: int | str | tuple[int | str, int | str] = 8
+    group: int = 64
+    key_geometry: str | None = None
+    value_geometry: str | None = None
+    rotate: bool | None = None
+    residual: int | None = None
+    full_first: bool | None = None
+    sinks: int = 4
+    q_int8: bool = False
+
+    def __post_init__(self):
+        def refuse(wrong, message):
+            if wrong:
+                raise ValueError(f"QuantizedKV: {message}")
+
+        pair = self.pair
+        refuse(len(pair) != 2, f"bits must be one format or a pair for keys and values, got {self.bits!r}")
+        for bits in pair:
+            refuse(bits not in _BITS, f"bits must be one of {', '.join(map(str, _BITS))}, got {bits!r}")
+        refuse(self.group < 16 or self.group % 16, f"group must be a multiple of 16, got {self.group}")
+        for name in ("key_geometry", "value_geometry"):
+            value = getattr(self, name)
+            refuse(
+                value is not None and value not in _GEOMETRIES,
+                f"{name} must be one of {', '.join(_GEOMETRIES)}, got {value!r}",
+            )
+        refuse(self.sinks < 0, f"sinks must be >= 0, got {self.sinks}")
+        refuse(self.residual is not None and self.residual < 0, f"residual must be >= 0, got {self.residual}")
+        refuse(
+            self.residual is not None and self.channels and self.residual < self.group,
+            f"residual {self.residual} is shorter than the channel group of {self.group} tokens",
+        )
+
+    @property
+    def pair(self) -> tuple[int | str, ...]:
+        """Formats of keys and values."""
+        return tuple(self.bits) if isinstance(self.bits, (tuple, list)) else (self.bits, self.bits)
+
+    @property
+    def channels(self) -> bool:
+        """Whether a scale is shared by tokens."""
+        return "channel" in (self.key_geometry, self.value_geometry)
+
+    def codecs(self, dim: int) -> tuple[Codec, Codec]:
+        """Codecs of keys and values for a head dimension."""
+        geometries = (self.key_geometry or "token", self.value_geometry or "token")
+        return tuple(self._codec(*x, dim) for x in zip(self.pair, geometries, strict=True))  # type: ignore[return-value]
+
+    def _codec(self, bits, geometry, dim):
+        if bits == 16:
+            return Codec("full")
+        if bits in _FP8:
+            return Codec(bits, geometry, dim if geometry == "token" else self.group)
+        group = self.group
+        if geometry == "token" and dim % group:
+            group = 32 if dim % 32 == 0 and bits != 8 else 16
+        if bits == 2:
+            group = min(group, 32)
+        return Codec(f"int{bits}", geometry, group)
+
+    def resolve(self, shape: ModelShape) -> "QuantizedKV":
+        if not shape.full_layers:
+            raise ValueError(
+                f"QuantizedKV: every layer of {shape.name or 'the model'} has a sliding window, whose cache is bounded"
+            )
+        return self
+
+    def new_layout(self, page_size: int, shape: ModelShape) -> QuantizedLayout:
+        least = min((bits for bits in self.pair if isinstance(bits, int)), default=8)
+        keys, values = self.codecs(shape.head_dim)
+        for codec in (keys, values):
+            codec.check(shape.head_dim, page_size)
+        rotate = self.rotate if self.rotate is not None else least <= 4 and not self.channels
+        full_first = self.full_first if self.full_first is not None else least <= 4
+        residual = self.residual
+        if residual is None:
+            residual = 128 if self.channels or least == 2 else 0
+        return QuantizedLayout(
+            keys,
+            values,
+            page=page_size,
+            sinks=page_size if full_first else self.sinks,
+            residual=residual,
+            rotate=rotate,
+            q_int8=self.q_int8,
+        )
