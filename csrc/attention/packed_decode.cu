@@ -69,16 +69,21 @@ PackedPlan make_plan(const PackedDecode& d) {
   for (int i = 0; i < d.n_parts; ++i) {
     plan.parts[i] = d.parts[i];
     const Side* sides[2] = {&d.parts[i].k, &d.parts[i].v};
-    int bytes = 0;
+    Ring& ring = plan.rings[i];
     for (int s = 0; s < 2; ++s) {
       const Packing& y = plan.packing[i][s] = packing_of(*sides[s], d.base);
-      bytes += y.per_row * y.unit;
+      ring.tile += y.per_row * y.unit;
+      if (s == 0) ring.keys = ring.tile;
       if (y.groups > plan.groups) plan.groups = y.groups;
     }
     // Two tiles are in the ring at least; of packed rows there is room for three.
     const bool full = d.parts[i].k.codec == Codec::full || d.parts[i].v.codec == Codec::full;
-    bytes *= full ? 2 : 3;
+    const int bytes = ring.tile * (full ? 2 : 3);
     if (bytes > plan.ring_bytes) plan.ring_bytes = bytes;
+  }
+  for (int i = 0; i < d.n_parts; ++i) {
+    const int fit = plan.ring_bytes / plan.rings[i].tile;
+    plan.rings[i].stages = fit < kMaxStages ? fit : kMaxStages;
   }
   share_splits(plan);
   place_partials(plan);

@@ -6,6 +6,8 @@
 
 namespace tokops::paged {
 
+inline constexpr int kMaxStages = 4;  // tiles in the ring
+
 // How one side of a part is copied and decoded: in units of whole blocks of codes.
 struct Packing {
   int unit, elements;  // bytes and dimensions of a unit
@@ -16,10 +18,16 @@ struct Packing {
   bool scale_quads;    // per channel: four scales in a row can be loaded at once
 };
 
+// Tiles of a part that are in shared memory as they are packed, the one at work included.
+struct Ring {
+  int stages, tile, keys;  // tiles; bytes of a key and its value, and of the key alone
+};
+
 // Host-made. Splits are numbered part by part.
 struct PackedPlan : Plan {
   Part parts[kMaxParts];
   Packing packing[kMaxParts][2];  // of keys and of values
+  Ring rings[kMaxParts];
   int n_parts;
   int first_split[kMaxParts + 1];
   int ring_bytes, groups;  // per key of a tile: packed bytes in flight, and scales of a token

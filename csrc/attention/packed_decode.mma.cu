@@ -5,7 +5,7 @@ namespace tokops::paged {
 
 void run_packed_mma(const PackedPlan& plan, const Queue& q) {
   dispatch_int<64, 128, 256>(padded_dim(plan.p.D), [&](auto dim) {
-    using Shape = Tile<__half, dim, dim == 256 ? 32 : 64, 4>;
+    using Shape = Tile<__half, dim, dim == 256 ? 32 : 64, kMaxStages>;
     launch_decode<MmaMath<Shape>, PackedStream<Shape>>(plan, q);
   });
 }

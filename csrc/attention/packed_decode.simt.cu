@@ -6,7 +6,8 @@ namespace {
 
 // Keys and values of a tile are 32 KiB or less.
 template <class T, int DP>
-using Shape = Tile<T, DP, sizeof(T) == 2 ? (DP == 256 ? 32 : 64) : (DP == 256 ? 16 : 32), 4>;
+using Shape =
+    Tile<T, DP, sizeof(T) == 2 ? (DP == 256 ? 32 : 64) : (DP == 256 ? 16 : 32), kMaxStages>;
 
 template <class T>
 void run(const PackedPlan& plan, const Queue& q) {
