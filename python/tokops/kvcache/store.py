@@ -15,6 +15,8 @@ class Store(Protocol):
     """The cache of one layer for a batch of sequences of one logical length, drafts included.
 
     All parts hold keys and values as the store transforms them; ``rotate`` and ``query`` do the same to queries.
+    A store may also have ``observe(scores, lse, softcap)``: it is then told of every dense pass the scaled scores
+    ``[B, T, Hq, L]`` before the soft cap and the ``lse [B, T, Hq]`` of its rows, those at positions from L - T on.
     """
 
     rotate: bool
@@ -91,7 +93,9 @@ def decode(
     )
     tensors, numbers = store.flat_parts()
     seq_lens = store.seq_lens - behind if behind else store.seq_lens
-    wanted = store.length - behind if scores or mass else None
+    plain = selected is None and ancestors is None and log_gamma is None and q_lens is None
+    observe = getattr(store, "observe", None) if plain else None
+    wanted = store.length - behind if scores or mass or observe else None
     out, lse, raw = torch.ops.tokops.packed_decode.default(
         store.query(q),
         tensors,
@@ -111,5 +115,7 @@ def decode(
         q_int8=store.q_int8,
         max_len=wanted,
     )
+    if observe:
+        observe(raw, lse, softcap)
     share = attention_mass(raw, lse, store.kv_heads, softcap=softcap, q_lens=q_lens) if mass else None
     return Decoded(out, lse, raw if scores else None, share)
