@@ -41,9 +41,10 @@ struct PackedStream {
   }
 
   static constexpr int kTileBytes = 2 * Shape::kElements * int(sizeof(T));
+  static constexpr int kExtentBytes = 32;  // queries lie behind, aligned to 32
   __host__ __device__ static int data_bytes(const PackedPlan& plan) {
     const int grids = 4 * plan.groups * int(sizeof(Grid)), norms = 4 * int(sizeof(float));
-    return kTileBytes + KT * (plan.ring_bytes + grids + norms) + 16;
+    return kTileBytes + KT * (plan.ring_bytes + grids + norms) + kExtentBytes;
   }
   __device__ static Work work(const PackedPlan& plan, int64_t group, int block, int split) {
     return work_of(plan, group, block, split);
