@@ -1,95 +1,84 @@
-// Units of packed rows as numbers, scales not applied. A unit's bytes lie in shared memory, aligned
-// to its size.
+// Eight elements of a packed row at a time, from its bytes in shared memory to a tile.
 #pragma once
 #include "attention/parts.h"
 #include "common/cuda.cuh"
+#include "common/ptx.cuh"
 #include "kvcache/codec.h"
 
 namespace tokops::paged {
 namespace {
 
-// Four or two words that hold Bytes bytes of a row.
-template <int Bytes>
-struct Words {
-  static constexpr int kBytes = Bytes;
-  uint32_t at[Bytes / 4];
-  __device__ explicit Words(const unsigned char* from) {
-    const auto x = *reinterpret_cast<const Pack<uint32_t, Bytes / 4>*>(from);
+// What reads elements [column, column + 8) of rows: made once, for a column that is a multiple
+// of 8. Integers of 8, 4 or 2 bits, scale and zero not applied.
+struct IntOctet {
+  int byte, shift;
+  uint32_t mask;  // of every byte
+  __device__ IntOctet(Codec codec, int column) {
+    const auto set = [&](int bits) {
+      byte = code_byte(bits, column);
+      shift = code_shift(bits, column);
+      mask = 0x01010101u * ((1u << bits) - 1);
+    };
+    if (codec == Codec::int8) set(8);
+    if (codec == Codec::int4) set(4);
+    if (codec == Codec::int2) set(2);
+  }
+  __device__ void read(const unsigned char* row, float (&x)[8]) const {
+    const auto words = *reinterpret_cast<const Pack<uint32_t, 2>*>(row + byte);
 #pragma unroll
-    for (int i = 0; i < Bytes / 4; ++i) at[i] = x.at[i];
+    for (int e = 0; e < 8; ++e) x[e] = float((words.at[e / 4] >> shift & mask) >> e % 4 * 8 & 0xff);
   }
 };
 
-// Elements of a full-precision row.
-template <class T>
-struct FullUnit : Words<16> {
-  static constexpr int kElements = 16 / int(sizeof(T));
-  using Words<16>::Words;
-  __device__ float operator()(int e) const {
-    if constexpr (sizeof(T) == 4) return __uint_as_float(at[e]);
-    const uint16_t bits = uint16_t(at[e / 2] >> 16 * (e % 2));
-    T x;
-    memcpy(&x, &bits, sizeof bits);
-    return to_float(x);
-  }
-};
-
-// Unsigned integers of 8, 4 or 2 bits.
-template <int Bits>
-struct IntUnit : Words<Bits == 2 ? 8 : 16> {
-  static constexpr int kElements = Bits == 8 ? 16 : kPackBlock;
-  using Words<Bits == 2 ? 8 : 16>::Words;
-  __device__ float operator()(int e) const {
-    const int byte = code_byte(Bits, e), shift = byte % 4 * 8 + code_shift(Bits, e);
-    return float(this->at[byte / 4] >> shift & ((1u << Bits) - 1));
-  }
-};
-
-// fp8: the bits of a float16, for e4m3 one 2^-8 of the value.
+// fp8: read as float16, for e4m3 2^-8 of the value (grid_of makes up for it).
 template <bool E4m3>
-struct Fp8Unit : Words<16> {
-  static constexpr int kElements = 16;
-  static constexpr float kGain = E4m3 ? 256.f : 1.f;
-  using Words<16>::Words;
-  __device__ float operator()(int e) const {
-    const uint32_t byte = at[e / 4] >> e % 4 * 8;
-    const uint32_t bits = E4m3 ? (byte & 0x80) << 8 | (byte & 0x7f) << 7 : byte << 8;
-    return __half2float(__ushort_as_half(uint16_t(bits)));
+struct Fp8Octet {
+  int byte;
+  __device__ Fp8Octet(Codec, int column) : byte(column) {}
+  __device__ void read(const unsigned char* row, float (&x)[8]) const {
+    const auto words = *reinterpret_cast<const Pack<uint32_t, 2>*>(row + byte);
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const uint32_t code = words.at[e / 4] >> e % 4 * 8;
+      const uint32_t bits = E4m3 ? (code & 0x80) << 8 | (code & 0x7f) << 7 : code << 8;
+      x[e] = __half2float(__ushort_as_half(uint16_t(bits)));
+    }
   }
 };
 
-// Calls f(Tag<unit>{}) for the codec's unit; `dtype` is that of full-precision rows.
-template <class F>
-__device__ __forceinline__ void with_unit(Codec codec, DType dtype, F&& f) {
-  switch (codec) {
-    case Codec::full:
-      if (dtype == DType::f16)
-        f(Tag<FullUnit<__half>>{});
-      else if (dtype == DType::bf16)
-        f(Tag<FullUnit<__nv_bfloat16>>{});
-      else
-        f(Tag<FullUnit<float>>{});
-      return;
-    case Codec::int8:
-      return f(Tag<IntUnit<8>>{});
-    case Codec::int4:
-      return f(Tag<IntUnit<4>>{});
-    case Codec::int2:
-      return f(Tag<IntUnit<2>>{});
-    case Codec::e4m3:
-      return f(Tag<Fp8Unit<true>>{});
-    case Codec::e5m2:
-      return f(Tag<Fp8Unit<false>>{});
-  }
-}
-
-// An element of a tile. float16 holds what codecs hold, 65504 at most; beyond it a decoded number
-// or an element of a full-precision part is cut.
 template <class T>
-__device__ __forceinline__ T tile_element(float x) {
-  if constexpr (std::is_same_v<T, __half>)
-    x = x > kLargestInput ? kLargestInput : x < -kLargestInput ? -kLargestInput : x;
-  return from_float<T>(x);
+struct FullOctet {
+  int byte;
+  __device__ FullOctet(Codec, int column) : byte(column * int(sizeof(T))) {}
+  __device__ void read(const unsigned char* row, float (&x)[8]) const {
+    constexpr int kEach = 16 / int(sizeof(T));
+#pragma unroll
+    for (int i = 0; i < 8; i += kEach) {
+      const auto part = *reinterpret_cast<const Pack<T, kEach>*>(row + byte + i * int(sizeof(T)));
+#pragma unroll
+      for (int e = 0; e < kEach; ++e) x[i + e] = to_float(part.at[e]);
+    }
+  }
+};
+
+// Calls f(octet) for the elements from `column` on; `dtype` is that of full-precision rows. 16-bit
+// rows and float32 rows never meet in a kernel: T is the tile's type.
+template <class T, class F>
+__device__ __forceinline__ void with_octet(Codec codec, DType dtype, int column, F&& f) {
+  if (codec == Codec::full) {
+    if constexpr (sizeof(T) == 4)
+      f(FullOctet<float>(codec, column));
+    else if (dtype == DType::f16)
+      f(FullOctet<__half>(codec, column));
+    else
+      f(FullOctet<__nv_bfloat16>(codec, column));
+  } else if (codec == Codec::e4m3) {
+    f(Fp8Octet<true>(codec, column));
+  } else if (codec == Codec::e5m2) {
+    f(Fp8Octet<false>(codec, column));
+  } else {
+    f(IntOctet(codec, column));
+  }
 }
 
 // A stored scale or zero, and its bits.
@@ -101,37 +90,44 @@ __device__ __forceinline__ float number_of(const Side& x, uint32_t bits) {
   return x.wide_scale ? __uint_as_float(bits) : __half2float(__ushort_as_half(uint16_t(bits)));
 }
 
-// Scale and zero of numbers as units give them.
+// Scale and zero of numbers as octets give them.
 __device__ __forceinline__ Grid grid_of(const Side& x, uint32_t scale, uint32_t zero) {
   const float s = number_of(x, scale);
   const float z = x.zero ? number_of(x, zero) : x.codec == Codec::int8 ? -128.f * s : 0.f;
-  return {x.codec == Codec::e4m3 ? Fp8Unit<true>::kGain * s : s, z};
+  return {x.codec == Codec::e4m3 ? 256.f * s : s, z};
 }
 
-// Per channel: the grids of the dimensions [at, at + 4), or of those `x.s_g` apart.
-__device__ __forceinline__ void load_grids(const Side& x, bool quads, int64_t at, Grid (&g)[4]) {
-  Pack<uint32_t, 4> s{}, z{};
-  if (quads && x.wide_scale) {
-    s = *reinterpret_cast<const Pack<uint32_t, 4>*>(static_cast<const uint32_t*>(x.scale) + at);
-    if (x.zero)
-      z = *reinterpret_cast<const Pack<uint32_t, 4>*>(static_cast<const uint32_t*>(x.zero) + at);
-  } else if (quads) {
-    using Halves = Pack<uint16_t, 4>;
-    const auto a = *reinterpret_cast<const Halves*>(static_cast<const uint16_t*>(x.scale) + at);
-    const auto b = x.zero
-                       ? *reinterpret_cast<const Halves*>(static_cast<const uint16_t*>(x.zero) + at)
-                       : Halves{};
+// Those of eight dimensions, the first at `at`.
+__device__ __forceinline__ void load_grids(const Side& x, int64_t at, Grid (&g)[8]) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) s.at[i] = a.at[i], z.at[i] = b.at[i];
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      s.at[i] = stored_bits(x, x.scale, at + i * x.s_g);
-      if (x.zero) z.at[i] = stored_bits(x, x.zero, at + i * x.s_g);
-    }
+  for (int e = 0; e < 8; ++e) {
+    const int64_t there = at + e * x.s_g;
+    g[e] = grid_of(x, stored_bits(x, x.scale, there), x.zero ? stored_bits(x, x.zero, there) : 0);
   }
+}
+
+// An element as a tile keeps it. float16 ends at 65504, as do the elements that codecs take; what
+// lies beyond, decoded or of a full-precision part, is cut.
+template <class T>
+__device__ __forceinline__ float kept(float x) {
+  if constexpr (sizeof(T) == 4) return x;
+  return __half2float(__ushort_as_half(uint16_t(ptx::pack_halves(x, 0.f))));
+}
+
+// Writes eight elements from `column` on to a row of a tile.
+template <class Shape>
+__device__ __forceinline__ void store_octet(typename Shape::T* tile, int row, int column,
+                                            const float (&x)[8]) {
+  Pack<uint32_t, 4> words;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) g[i] = grid_of(x, s.at[i], z.at[i]);
+  for (int i = 0; i < 8; i += Shape::kPiece) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      words.at[e] = Shape::kPiece == 8 ? ptx::pack_halves(x[2 * e], x[2 * e + 1])
+                                       : __float_as_uint(x[(i + e) % 8]);
+    *reinterpret_cast<Pack<uint32_t, 4>*>(tile + Shape::at(row, (column + i) / Shape::kPiece)) =
+        words;
+  }
 }
 
 }  // namespace

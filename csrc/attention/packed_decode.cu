@@ -6,34 +6,29 @@ namespace tokops {
 namespace paged {
 namespace {
 
-int unit_bytes(Codec codec) { return codec == Codec::int2 ? 8 : 16; }
-int unit_elements(Codec codec, DType dtype) {
+int row_bytes(Codec codec, const PagedDecode& p) {
   switch (codec) {
     case Codec::full:
-      return dtype == DType::f32 ? 4 : 8;
+      return p.D * (p.dtype == DType::f32 ? 4 : 2);
     case Codec::int4:
+      return p.D / 2;
     case Codec::int2:
-      return 32;
+      return p.D / 4;
     default:
-      return 16;
+      return p.D;
   }
 }
 
 Packing packing_of(const Side& x, const PagedDecode& p) {
   Packing y{};
-  y.unit = unit_bytes(x.codec);
-  y.elements = unit_elements(x.codec, p.dtype);
-  y.per_row = p.D / y.elements;
-  y.next_row = kThreads / y.per_row;
-  y.next = kThreads % y.per_row;
-  const int64_t places = int64_t(reinterpret_cast<uintptr_t>(x.data)) | x.n | x.h | x.p | y.unit;
-  y.copy = places % 16 == 0 ? 16 : places % 8 == 0 ? 8 : places % 4 == 0 ? 4 : 1;
-  if (x.codec == Codec::full) return y;
-  if (!x.channel) y.groups = p.D / x.group;
-  const int64_t bases =
-      int64_t(reinterpret_cast<uintptr_t>(x.scale) | reinterpret_cast<uintptr_t>(x.zero));
-  y.scale_quads =
-      x.s_g == 1 && (x.s_n | x.s_h | x.s_p) % 4 == 0 && bases % (x.wide_scale ? 16 : 8) == 0;
+  y.row = row_bytes(x.codec, p);  // a multiple of 8
+  const int64_t places = int64_t(reinterpret_cast<uintptr_t>(x.data)) | x.n | x.h | x.p | y.row;
+  y.chunk = places % 16 == 0 ? 16 : places % 8 == 0 ? 8 : 4;
+  y.copy = places % 4 == 0 ? y.chunk : 1;
+  y.chunks = y.row / y.chunk;
+  y.next_row = kThreads / y.chunks;
+  y.next_chunk = kThreads % y.chunks;
+  if (x.codec != Codec::full && !x.channel) y.groups = p.D / x.group;
   return y;
 }
 
@@ -72,7 +67,7 @@ PackedPlan make_plan(const PackedDecode& d) {
     Ring& ring = plan.rings[i];
     for (int s = 0; s < 2; ++s) {
       const Packing& y = plan.packing[i][s] = packing_of(*sides[s], d.base);
-      ring.tile += y.per_row * y.unit;
+      ring.tile += y.row;
       if (s == 0) ring.keys = ring.tile;
       if (y.groups > plan.groups) plan.groups = y.groups;
     }

@@ -8,14 +8,12 @@ namespace tokops::paged {
 
 inline constexpr int kMaxStages = 4;  // tiles in the ring
 
-// How one side of a part is copied and decoded: in units of whole blocks of codes.
+// How one side of a part is copied to shared memory.
 struct Packing {
-  int unit, elements;  // bytes and dimensions of a unit
-  int per_row;         // units of a row
-  int next_row, next;  // what a thread adds to row and unit to get to its next unit
-  int copy;            // bytes that one copy may move: 16, 8, 4 or 1
-  int groups;          // scales of a token; 0 where it has none of its own
-  bool scale_quads;    // per channel: four scales in a row can be loaded at once
+  int row, chunk, chunks;    // bytes of a row, bytes of a chunk of it, chunks of a row
+  int copy;                  // bytes that one copy may move: those of a chunk, or 1
+  int next_row, next_chunk;  // what a thread adds to get to its next chunk
+  int groups;                // scales of a token; 0 where it has none of its own
 };
 
 // Tiles of a part that are in shared memory as they are packed, the one at work included.

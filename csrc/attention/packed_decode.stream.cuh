@@ -15,8 +15,7 @@ struct PackedSlot {
 };
 
 // Elements are float32 for float32 queries, else float16 for bf16 too: a decoded number has more
-// bits than bf16 keeps. Up to Shape::NS tiles are in the ring, the one at work included. Every
-// thread decodes what it has copied itself; only the decoded tile needs barriers.
+// bits than bf16 keeps. Up to Shape::NS tiles are in the ring, the one at work included.
 template <class Shape>
 struct PackedStream {
   using Plan = PackedPlan;
@@ -25,30 +24,27 @@ struct PackedStream {
   static constexpr bool kPacked = true;
   static constexpr int NS = Shape::NS, KT = Shape::KT;
   static constexpr int kGrids = (KT * Shape::DP / 32 + kThreads - 1) / kThreads;
+  static constexpr uint32_t kHalfOne = 0x3c00;
   static_assert(2 * KT <= kThreads);  // a thread holds one norm
 
   const PackedPlan& plan;
   const Work& w;
   const Span span;
-  const Extent extent;
   unsigned char* const data;
   PackedSlot* const slots;
 
   __device__ PackedStream(const PackedPlan& plan, const Work& w, Span span, unsigned char* data,
                           void* slots)
-      : plan(plan),
-        w(w),
-        span(span),
-        extent(extent_of(plan.parts[w.part], w)),
-        data(data),
-        slots(static_cast<PackedSlot*>(slots)) {
+      : plan(plan), w(w), span(span), data(data), slots(static_cast<PackedSlot*>(slots)) {
+    if (threadIdx.x == 0) extent() = extent_of(part(), w);  // three registers less
     if (plan.p.rotate) turn_queries();
   }
 
   static constexpr int kTileBytes = 2 * Shape::kElements * int(sizeof(T));
+  static constexpr int kExtentBytes = 32;  // queries lie behind, aligned to 32
   __host__ __device__ static int data_bytes(const PackedPlan& plan) {
     const int grids = 4 * plan.groups * int(sizeof(Grid)), norms = 4 * int(sizeof(float));
-    return kTileBytes + KT * (plan.ring_bytes + grids + norms);
+    return kTileBytes + KT * (plan.ring_bytes + grids + norms) + kExtentBytes;
   }
   __device__ static Work work(const PackedPlan& plan, int64_t group, int block, int split) {
     return work_of(plan, group, block, split);
@@ -61,7 +57,7 @@ struct PackedStream {
     store_element(p.dtype, p.out, at, x);
   }
 
-  // Queries are turned where the tile will be.
+  // Queries are turned where the tile will be, which has room for all rows of a block.
   __device__ float* turned() const { return reinterpret_cast<float*>(data); }
   __device__ void turn_queries() const {
     const PagedDecode& p = plan.p;
@@ -74,16 +70,17 @@ struct PackedStream {
     const PagedDecode& p = plan.p;
     const float x = p.rotate ? turned()[r * Shape::DP + d]
                              : element_at(p.dtype, p.q, query_offset(p, w, r) + d);
-    return to_float(tile_element<T>(x));
+    return kept<T>(x);
   }
   __device__ void clear_padding() const {
-    __syncthreads();  // the turned queries are read
+    __syncthreads();  // the turned queries are read, the extent is written
     Shape::clear_padding(tile(0), 2 * KT, plan.p.D);
   }
 
   __device__ int stages() const { return plan.rings[w.part].stages; }
   __device__ bool scattered() const { return w.list || part().positions; }
   __device__ int tiles() const { return (span.end - span.begin + KT - 1) / KT; }
+  __device__ bool has(int n) const { return span.begin + n * KT < span.end; }
   __device__ const Part& part() const { return plan.parts[w.part]; }
   __device__ const Side& side(int s) const { return s ? part().v : part().k; }
   __device__ const Packing& packing(int s) const { return plan.packing[w.part][s]; }
@@ -106,6 +103,8 @@ struct PackedStream {
     return reinterpret_cast<float*>(grids_of(0, 0) + 4 * KT * plan.groups) + (n % 2 * 2 + s) * KT;
   }
 
+  __device__ Extent& extent() const { return *reinterpret_cast<Extent*>(norms_of(0, 0) + 4 * KT); }
+
   // Looks up this thread's key of tile n: its slot and the number of its page, as the table has it.
   __device__ PackedSlot find(int n) const {
     const PackedSlot none{0, 0, -1};
@@ -119,13 +118,14 @@ struct PackedStream {
       pos = part().positions[head * part().pages * part().P + i];
     }
     if (pos < 0 || pos >= w.view.length) return none;
-    int64_t slot = pos - extent.first;
+    const Extent x = extent();
+    int64_t slot = pos - x.first;
     if (part().positions && !w.list) slot = i;
     if (part().positions && w.list)
       slot = pos < part().where_len
                  ? int64_t(part().where[head * part().where_len + pos]) - part().slot_base
                  : -1;
-    if (slot < extent.least || slot >= extent.len) return none;
+    if (slot < x.least || slot >= x.len) return none;
     const int index = int(slot) / part().P;
     return {part().table[w.b * part().table_b + w.hkv * part().table_h + index],
             int(slot) - index * part().P, pos};
@@ -138,48 +138,33 @@ struct PackedStream {
     slots_of(n)[Shape::found_key()] = f;
   }
 
-  // Calls f(key, unit) for this thread's share of a side.
-  template <class F>
-  __device__ __forceinline__ void for_units(const Packing& y, F&& f) const {
-    int j = threadIdx.x / y.per_row, u = threadIdx.x % y.per_row;
-    while (j < KT) {
-      f(j, u);
-      j += y.next_row;
-      u += y.next;
-      if (u >= y.per_row) {
-        u -= y.per_row;
-        ++j;
-      }
-    }
-  }
-
-  template <int Bytes>
-  __device__ static void copy(unsigned char* to, const unsigned char* from, int n) {
-    for (int i = 0; i < n; i += Bytes) {
-      if constexpr (Bytes == 1)
-        to[i] = from[i];
-      else
-        ptx::cp_async<Bytes>(to + i, from + i);
-    }
+  // Copies a chunk. Both places are aligned to `copy` bytes.
+  __device__ static void copy(unsigned char* to, const unsigned char* from, const Packing& y) {
+    if (y.copy == 16) ptx::cp_async<16>(to, from);
+    if (y.copy == 8) ptx::cp_async<8>(to, from);
+    if (y.copy == 4) ptx::cp_async<4>(to, from);
+    for (int i = 0; y.copy == 1 && i < y.chunk; ++i) to[i] = from[i];
   }
 
   // Starts the copies of tile n.
   __device__ void load(int n) const {
-    for (int s = 0; s < 2 && n < tiles(); ++s) {
+    for (int s = 0; s < 2 && has(n); ++s) {
       const Side& x = side(s);
       const Packing& y = packing(s);
       const auto* base = static_cast<const unsigned char*>(x.data) + w.hkv * x.h;
       unsigned char* to = packed(n, s);
-      for_units(y, [&](int j, int u) {
+      int j = threadIdx.x / y.chunks, c = threadIdx.x % y.chunks;
+      while (j < KT) {
         const PackedSlot at = slots_of(n)[j];
-        if (at.pos < 0) return;
-        const unsigned char* from = base + at.page * x.n + at.slot * x.p + u * y.unit;
-        unsigned char* there = to + (j * y.per_row + u) * y.unit;
-        if (y.copy == 16) copy<16>(there, from, y.unit);
-        if (y.copy == 8) copy<8>(there, from, y.unit);
-        if (y.copy == 4) copy<4>(there, from, y.unit);
-        if (y.copy == 1) copy<1>(there, from, y.unit);
-      });
+        if (at.pos >= 0)
+          copy(to + j * y.row + c * y.chunk, base + at.page * x.n + at.slot * x.p + c * y.chunk, y);
+        j += y.next_row;
+        c += y.next_chunk;
+        if (c >= y.chunks) {
+          c -= y.chunks;
+          ++j;
+        }
+      }
     }
     ptx::cp_async_commit();  // an empty group too: stages - 1 groups are always in flight
   }
@@ -189,13 +174,13 @@ struct PackedStream {
     if (stages() > 3) ptx::cp_async_wait<2>();
   }
 
-  // This thread's share of the scales of a tile, as they are stored: all that groups of 32
-  // dimensions have.
+  // This thread's first scales of a tile, as they are stored: all that groups of 32 dimensions
+  // have.
   struct Scales {
     uint32_t scale[2][kGrids], zero[2][kGrids], norm;
   };
   __device__ void fetch(int n, Scales& r) const {
-    if (n >= tiles()) return;
+    if (!has(n)) return;
 #pragma unroll
     for (int s = 0; s < 2; ++s)
 #pragma unroll
@@ -203,10 +188,7 @@ struct PackedStream {
         const int i = threadIdx.x + k * kThreads;
         if (i < KT * packing(s).groups) fetch_grid(n, s, i, r.scale[s][k], r.zero[s][k]);
       }
-    const Side& x = side(threadIdx.x / KT % 2);
-    const PackedSlot f = slots_of(n)[threadIdx.x % KT];
-    if (threadIdx.x < 2 * KT && x.norm)
-      r.norm = x.norm[f.page * x.norm_n + w.hkv * x.norm_h + f.slot * x.norm_p];
+    r.norm = fetch_norm(n);
   }
   __device__ void fetch_grid(int n, int s, int i, uint32_t& scale, uint32_t& zero) const {
     const Side& x = side(s);
@@ -214,83 +196,103 @@ struct PackedStream {
     const PackedSlot f = slots_of(n)[i / groups];
     const int64_t from = f.page * x.s_n + w.hkv * x.s_h + f.slot * x.s_p + i % groups * x.s_g;
     scale = stored_bits(x, x.scale, from);
-    if (x.zero) zero = stored_bits(x, x.zero, from);
+    zero = x.zero ? stored_bits(x, x.zero, from) : 0;
+  }
+  __device__ uint32_t fetch_norm(int n) const {
+    const Side& x = side(threadIdx.x / KT % 2);
+    const PackedSlot f = slots_of(n)[threadIdx.x % KT];
+    if (!x.norm) return kHalfOne;
+    return x.norm[f.page * x.norm_n + w.hkv * x.norm_h + f.slot * x.norm_p];
   }
   __device__ void place(int n, const Scales& r) const {
-    if (n >= tiles()) return;
+    if (!has(n)) return;
 #pragma unroll
-    for (int s = 0; s < 2; ++s) {
-      const int count = KT * packing(s).groups;
+    for (int s = 0; s < 2; ++s)
 #pragma unroll
       for (int k = 0; k < kGrids; ++k) {
         const int i = threadIdx.x + k * kThreads;
-        if (i < count) grids_of(n, s)[i] = grid_of(side(s), r.scale[s][k], r.zero[s][k]);
+        if (i < KT * packing(s).groups)
+          grids_of(n, s)[i] = grid_of(side(s), r.scale[s][k], r.zero[s][k]);
       }
-#pragma unroll 1
-      for (int i = threadIdx.x + kGrids * kThreads; i < count; i += kThreads) {
-        uint32_t scale, zero = 0;
-        fetch_grid(n, s, i, scale, zero);
-        grids_of(n, s)[i] = grid_of(side(s), scale, zero);
-      }
-    }
-    const int s = threadIdx.x / KT;
-    if (s < 2)
-      norms_of(n, s)[threadIdx.x % KT] =
-          side(s).norm ? __half2float(__ushort_as_half(uint16_t(r.norm))) : 1.f;
+    place_from(n, kGrids * kThreads, r.norm);
   }
-
-  // Makes elements of this thread's share of tile n. Keys that are not there become zeros: 0 times
-  // garbage may be NaN.
-  __device__ void decode(int n) const {
+  // Places the scales from the i-th on, unforeseen, and this thread's norm.
+  __device__ void place_from(int n, int i, uint32_t norm) const {
 #pragma unroll 1
     for (int s = 0; s < 2; ++s)
-      with_unit(side(s).codec, plan.p.dtype, [&](auto tag) {
-        using Unit = typename decltype(tag)::type;
-        if constexpr (sizeof(T) == 4 || !std::is_same_v<Unit, FullUnit<float>>)
-          decode_side<Unit>(n, s);
-      });
+#pragma unroll 1
+      for (int k = i + threadIdx.x; k < KT * packing(s).groups; k += kThreads) {
+        uint32_t scale, zero;
+        fetch_grid(n, s, k, scale, zero);
+        grids_of(n, s)[k] = grid_of(side(s), scale, zero);
+      }
+    if (threadIdx.x < 2 * KT)
+      norms_of(n, threadIdx.x / KT)[threadIdx.x % KT] =
+          __half2float(__ushort_as_half(uint16_t(norm)));
   }
-  template <class Unit>
-  __device__ __forceinline__ void decode_side(int n, int s) const {
-    const Side& x = side(s);
-    const Packing& y = packing(s);
+
+  // Makes elements of the bytes of tile n, in eight columns of every so many rows. Keys that are
+  // not there become zeros: 0 times garbage may be NaN.
+  static constexpr int kColumns = Shape::DP / 8, kRowStep = kThreads / kColumns;
+  __device__ void decode(int n) const {
+    const int column = threadIdx.x % kColumns * 8;
+    if (column >= plan.p.D) return;
+#pragma unroll 1
+    for (int s = 0; s < 2; ++s) {
+      if (side(s).channel)
+        decode_channels(n, s, column);
+      else
+        with_octet<T>(side(s).codec, plan.p.dtype, column,
+                      [&](const auto& octet) { decode_tokens(n, s, column, octet); });
+    }
+  }
+  template <class Octet>
+  __device__ __forceinline__ void decode_tokens(int n, int s, int column,
+                                                const Octet& octet) const {
+    const int groups = packing(s).groups, row = packing(s).row;
     const unsigned char* from = packed(n, s);
-    for_units(y, [&](int j, int u) {
+    const Grid* grids = grids_of(n, s) + column * groups / plan.p.D;
+#pragma unroll 2
+    for (int j = threadIdx.x / kColumns; j < KT; j += kRowStep) {
+      float x[8];
+      octet.read(from + j * row, x);
+      const Grid g = groups ? grids[j * groups] : Grid{1.f, 0.f};
+      put(n, s, j, column, x, [&](int) { return g; });
+    }
+  }
+  // Scales per channel are read where they lie, once for consecutive rows of one group of tokens.
+  __device__ void decode_channels(int n, int s, int column) const {
+    const Side& x = side(s);
+    const unsigned char* from = packed(n, s);
+    int64_t last = -1;
+    Grid g[8] = {};
+#pragma unroll 1
+    for (int j = threadIdx.x / kColumns; j < KT; j += kRowStep) {
       const PackedSlot at = slots_of(n)[j];
-      const Unit unit(from + (j * y.per_row + u) * Unit::kBytes);
-      const float norm = norms_of(n, s)[j];
-      Grid g[4] = {{1.f, 0.f}, {1.f, 0.f}, {1.f, 0.f}, {1.f, 0.f}};
-      if (y.groups) {
-        g[0] = grids_of(n, s)[j * y.groups + u * y.groups / y.per_row];
-        g[1] = g[2] = g[3] = g[0];
-      }
-      const int row = x.channel ? at.slot / x.group : 0;
-      const int64_t channel = at.page * x.s_n + w.hkv * x.s_h + row * x.s_p;
-      const int column = u * Unit::kElements;
-      T* to = tile(s);
+      const int64_t row = at.page * x.s_n + w.hkv * x.s_h + at.slot / x.group * x.s_p;
+      if (row != last) load_grids(x, row + column * x.s_g, g);
+      last = row;
+      float y[8];
+      with_octet<T>(x.codec, plan.p.dtype, column,
+                    [&](const auto& octet) { octet.read(from + j * packing(s).row, y); });
+      put(n, s, j, column, y, [&](int e) { return g[e]; });
+    }
+  }
+  template <class F>
+  __device__ __forceinline__ void put(int n, int s, int j, int column, float (&x)[8],
+                                      F&& grid) const {
+    const bool live = slots_of(n)[j].pos >= 0;
+    const float norm = norms_of(n, s)[j];
 #pragma unroll
-      for (int e = 0; e < Unit::kElements; e += Shape::kPiece) {
-        Pack<T, Shape::kPiece> piece;
-#pragma unroll
-        for (int i = 0; i < Shape::kPiece; ++i) {
-          if (i % 4 == 0 && x.channel)
-            load_grids(x, y.scale_quads, channel + (column + e + i) * x.s_g, g);
-          const float value = (unit(e + i) * g[i % 4].scale + g[i % 4].zero) * norm;
-          piece.at[i] = tile_element<T>(at.pos < 0 ? 0.f : value);
-        }
-        *reinterpret_cast<Pack<T, Shape::kPiece>*>(
-            to + Shape::at(j, (column + e) / Shape::kPiece)) = piece;
-      }
-    });
+    for (int e = 0; e < 8; ++e) x[e] = live ? (x[e] * grid(e).scale + grid(e).zero) * norm : 0.f;
+    store_octet<Shape>(tile(s), j, column, x);
   }
 
   __device__ void start() const {
     for (int n = 0; n < NS; ++n) keep(n, find(n));
     __syncthreads();  // the first slots, queries, rows and padding are written
     for (int n = 0; n < stages() - 1; ++n) load(n);
-    Scales first;
-    fetch(0, first);
-    place(0, first);
+    if (has(0)) place_from(0, 0, fetch_norm(0));
   }
 
   // Tile n is there for all when this returns.

@@ -122,6 +122,18 @@ __device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4],
 #endif
 }
 
+// Two floats as float16, `low` in the low half, cut where they are beyond 65504; NaN stays.
+__device__ __forceinline__ uint32_t pack_halves(float low, float high) {
+#if defined(TOKOPS_CUDA_SIM_KERNEL)
+  const auto cut = [](float x) { return x > 65504.f ? 65504.f : x < -65504.f ? -65504.f : x; };
+  return pack_two<__half>(cut(low), cut(high));
+#else
+  uint32_t word;
+  asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+#endif
+}
+
 // 2^x to about 2 units in the last place, denormal results flushed.
 __device__ __forceinline__ float exp2_fast(float x) {
 #if defined(TOKOPS_CUDA_SIM_KERNEL)
