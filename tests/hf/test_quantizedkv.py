@@ -269,7 +269,7 @@ def test_keys_that_are_not_finite(model, prompts, monkeypatch):
 
 
 def test_refuses_models_it_cannot_keep():
-    with pytest.raises(ValueError, match="every layer of .* has a sliding window, whose cache is bounded"):
+    with pytest.raises(ValueError, match=r"every layer of .* has a sliding window, whose cache is bounded"):
         tokops.patch(build("mistral"), QuantizedKV())
     with pytest.raises(ValueError, match="int4 needs a head dimension divisible by 32, got 16"):
         tokops.patch(build("llama"), QuantizedKV(4))
