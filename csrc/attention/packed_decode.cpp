@@ -247,7 +247,7 @@ std::tuple<Tensor, Tensor, Tensor> packed_decode_op(
   fill_arguments(d.base, a, heads);
   d.base.P = 1, d.base.pages = INT32_MAX;  // lengths are logical: no pool bounds them
   d.base.v = d.base.q;                     // any address: values are read
-  d.base.rotate = rotate, d.q_int8 = q_int8, d.n_parts = int32_t(n);
+  d.base.rotate = rotate, d.base.q_int8 = q_int8, d.n_parts = int32_t(n);
   for (size_t i = 0; i < n; ++i) d.parts[i] = part_of(parts[i], i, a.q, heads);
   if (kOnHost) {
     check_page_values(kOp, PageValues{nullptr, 0, 0, d.base.seq_lens, 1, 0, d.base.B, heads, 1,

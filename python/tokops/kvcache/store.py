@@ -17,6 +17,8 @@ class Store(Protocol):
     """The cache of one layer for a batch of sequences of one logical length, drafts included.
 
     All parts hold keys and values as the store transforms them; ``rotate`` and ``query`` do the same to queries.
+    A store may also have ``observe(scores, lse, softcap)``: it is then told of every dense pass the scaled scores
+    ``[B, T, Hq, L]`` before the soft cap and the ``lse [B, T, Hq]`` of its rows, those at positions from L - T on.
     """
 
     rotate: bool
@@ -93,6 +95,8 @@ def decode(
     )
     seq_lens = store.seq_lens - behind if behind else store.seq_lens
     selected, counts = four_axes(selected, counts)
+    plain = selected is None and ancestors is None and log_gamma is None and q_lens is None
+    observe = getattr(store, "observe", None) if plain else None
     options = {
         "q_lens": q_lens,
         "starts": starts,
@@ -106,12 +110,14 @@ def decode(
         "window": window,
         "rotate": store.rotate,
         "q_int8": store.q_int8,
-        "max_len": store.length - behind if scores or mass else None,
+        "max_len": store.length - behind if scores or mass or observe else None,
     }
     q = store.query(q)
     if checked():
         out, lse, raw = packed_decode(q, store.parts(), seq_lens, **options)
     else:
         out, lse, raw = torch.ops.tokops.packed_decode.default(q, *store.flat_parts(), seq_lens, **options)
+    if observe:
+        observe(raw, lse, softcap)
     share = attention_mass(raw, lse, store.kv_heads, softcap=softcap, q_lens=q_lens) if mass else None
     return Decoded(out, lse, raw if scores else None, share)
