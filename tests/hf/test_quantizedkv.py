@@ -94,6 +94,32 @@ def forward(model, cache, ids, mask):
         return model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
 
 
+@pytest.mark.parametrize("name", FULL)
+def test_step_by_step_equals_whole(name, model, long_prompts):
+    """Chunks of many sizes, longer than what one call decodes among them; prompts and drafts by turns."""
+    ids = torch.randint(3, 97, (2, 340))
+    ids[:, :70] = long_prompts["input_ids"]
+    mask = torch.cat([long_prompts["attention_mask"], torch.ones(2, 270).long()], 1)
+    expected = forward(model, None, ids, mask)
+    with tokops.patch(model, FULL[name], page_size=16) as patched:
+        cache, at, parts = patched.new_cache(), 0, []
+        for rows, prompt_length in (
+            (9, 340),
+            (12, 340),
+            (1, 0),
+            (7, 30),
+            (270, 340),
+            (1, 0),
+            (33, 0),
+            (7, 0),
+        ):
+            cache.prompt_length = prompt_length
+            parts.append(forward(model, cache, ids[:, at : at + rows], mask[:, : at + rows]))
+            at += rows
+    real = mask.bool()
+    torch.testing.assert_close(torch.cat(parts, 1)[real], expected[real], atol=5e-4, rtol=1e-3)
+
+
 def check_against_stock(model, run, cache, ids, mask, pieces):
     """Decodes pieces of ids; every one's logits are those of the stock model over the decoded cache."""
     at = cache.get_seq_length()
