@@ -8,11 +8,17 @@ pytest.importorskip("transformers", reason="the hf extra is not installed")
 from tiny_models import build
 
 import tokops
-from tokops.methods import Dense, Method, TidalDecode, catalogue
+from tokops.methods import Dense, Method, QuantizedKV, TidalDecode, catalogue
 
 #: Every published method, at least once: settings for texts of about 60 tokens, and settings that cover them.
 METHODS: dict[str, tuple[Method, Method]] = {
     "Dense": (Dense(), Dense()),
+    "QuantizedKV": (QuantizedKV(bits=4), QuantizedKV(bits=16)),
+    "QuantizedKV mixed": (
+        QuantizedKV(bits=(8, 3), full_first=False),
+        QuantizedKV(bits=16, rotate=True, residual=9),
+    ),
+    "QuantizedKV fp8": (QuantizedKV(bits="fp8_e4m3", sinks=0), QuantizedKV(bits=16, sinks=0)),
     "TidalDecode": (TidalDecode(budget=9, reselect_layer=5), TidalDecode(budget=100, reselect_layer=5)),
     "TidalDecode corrected": (
         TidalDecode(budget=9, reselect_layer=5, correction_period=4),
@@ -28,7 +34,7 @@ NEW = 20
 
 @pytest.fixture(scope="module")
 def model():
-    return build("llama", num_hidden_layers=7)
+    return build("llama", num_hidden_layers=7, head_dim=32)
 
 
 def generate(model, ids, mask=None):

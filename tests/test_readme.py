@@ -39,6 +39,7 @@ def rows(title: str) -> set[str]:
 
 def test_tables_are_complete():
     assert rows("op in `tokops.attention`") == set(tokops.attention.__all__)
+    assert rows("op in `tokops.kvcache`") == set(tokops.kvcache.__all__)
     assert rows("method") == set(tokops.methods.catalogue())
 
 

@@ -48,7 +48,7 @@ void check_data(const Tensor& t, Codec codec, const std::string& name, const Ten
                   " must have a contiguous last dimension");
 }
 
-void fill_scales(Side& x, const Tensor& scale, const Tensor& zero, const std::string& name) {
+void fill_scale(Side& x, const Tensor& scale, const std::string& name) {
   STD_TORCH_CHECK(scale.dim() == 4, kOp, ": ", name, "_scale must have 4 dimensions, got ",
                   scale.dim());
   STD_TORCH_CHECK(
@@ -58,16 +58,19 @@ void fill_scales(Side& x, const Tensor& scale, const Tensor& zero, const std::st
   x.wide_scale = scale.scalar_type() == ScalarType::Float;
   x.s_n = scale.stride(0), x.s_h = scale.stride(1), x.s_p = scale.stride(2),
   x.s_g = scale.stride(3);
-  if (zero.numel() > 0 || zero.dim() == 4) {
-    check_dtype(zero, scale.scalar_type(), kOp, (name + "_zero").c_str());
-    bool same = zero.dim() == 4;
-    for (int64_t i = 0; same && i < 4; ++i)
-      same =
-          zero.size(i) == scale.size(i) && (zero.size(i) <= 1 || zero.stride(i) == scale.stride(i));
-    STD_TORCH_CHECK(same, kOp, ": ", name, "_zero must have the shape and strides of ", name,
-                    "_scale ", list_of(scale.sizes()), ", got ", list_of(zero.sizes()));
-    x.zero = zero.const_data_ptr();
-  }
+}
+
+void fill_zero(Side& x, const Tensor& scale, const Tensor& zero, const std::string& name) {
+  if (zero.numel() == 0 && zero.dim() != 4) return;  // not given
+  check_dtype(zero, scale.scalar_type(), kOp, (name + "_zero").c_str());
+  check_device(zero, scale, kOp, (name + "_zero").c_str());
+  bool same = zero.dim() == 4;
+  for (int64_t i = 0; same && i < 4; ++i)
+    same =
+        zero.size(i) == scale.size(i) && (zero.size(i) <= 1 || zero.stride(i) == scale.stride(i));
+  STD_TORCH_CHECK(same, kOp, ": ", name, "_zero must have the shape and strides of ", name,
+                  "_scale ", list_of(scale.sizes()), ", got ", list_of(zero.sizes()));
+  x.zero = zero.const_data_ptr();
 }
 
 // Geometry out of the scale's shape: [N, H, P, D / group], [1, H, 1, 1] or [N, H, P / group, D].
@@ -105,8 +108,9 @@ Side side_of(const Tensor& data, const Tensor& scale, const Tensor& zero, const 
   x.p = data.stride(2) * size;
   if (x.codec != Codec::full) {
     check_device(scale, q, kOp, (name + "_scale").c_str());
-    fill_scales(x, scale, zero, name);
+    fill_scale(x, scale, name);
     fill_geometry(x, data, scale, name, q.size(3), per_head);
+    fill_zero(x, scale, zero, name);
     if (per_head) x.s_h = 0;
   }
   if (norm.dim() == 3) {

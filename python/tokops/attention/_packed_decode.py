@@ -35,6 +35,9 @@ def _check_side(name: str, part: Part, side: str, q: Tensor) -> None:
         _NAME,
         f"{name} must have rows of {d * bits // 8} for head dimension {d}, got {data.shape[3]}",
     )
+    refuse_unless(
+        data.shape[3] <= 1 or data.stride(3) == 1, _NAME, f"{name} must have a contiguous last dimension"
+    )
     if codec:
         _check_scale(name, part, side, data, least, d)
     norm = getattr(part, f"{side}_norm")
@@ -65,14 +68,27 @@ def _check_scale(name, part, side, data, least, d):
     )
     if zero is not None:
         check_tensor(_NAME, f"{name}_zero", zero, 4, (scale.dtype,), data)
-        check_shape(_NAME, f"{name}_zero", zero, scale.shape, f"the shape of {name}_scale")
+        same = zero.shape == scale.shape and all(
+            n <= 1 or a == b for n, a, b in zip(zero.shape, zero.stride(), scale.stride(), strict=True)
+        )
+        refuse_unless(
+            same,
+            _NAME,
+            f"{name}_zero must have the shape and strides of {name}_scale {list(scale.shape)}, "
+            f"got {list(zero.shape)}",
+        )
 
 
 def _check_part(i: int, part: Part, q: Tensor, heads: int) -> None:
     b, name = q.shape[0], f"parts[{i}]"
     for side in ("k", "v"):
         _check_side(f"{name}.{side}", part, side, q)
-    check_shape(_NAME, f"{name}.v", part.v[..., :0], part.k[..., :0].shape, "the pages of k")
+    pages = list(part.k.shape)
+    refuse_unless(
+        list(part.v.shape[:3]) == pages[:3],
+        _NAME,
+        f"{name}.v must have the pages, heads and page size of {name}.k {pages}, got {list(part.v.shape)}",
+    )
     table = part.block_table
     check_tensor(_NAME, f"{name}.block_table", table, (2, 3), logical.INT, q)
     if table.dim() == 3:

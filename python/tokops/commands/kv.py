@@ -23,7 +23,9 @@ def kv(
     ] = "",
     text: Annotated[
         pathlib.Path | None,
-        typer.Option(help="Text file; a novel that comes with tokops if left out.", exists=True, dir_okay=False),
+        typer.Option(
+            help="Text file; a novel that comes with tokops if left out.", exists=True, dir_okay=False
+        ),
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of the text; 0 is the plan's own number.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A shorter text and fewer stores.")] = False,

@@ -24,7 +24,7 @@ class CacheState:
 
     def __init__(self, page_size: int, plan: "Plan"):
         self.page_size = page_size
-        self.plan: Plan | None = plan
+        self.plan = plan
         self.shape = plan.shape
         self.tables: dict[int | None, PageTable] = {}
         #: Bookkeeping of the layers that a storing method keeps, None where all are full-precision pages.

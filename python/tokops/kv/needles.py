@@ -62,9 +62,7 @@ class Found:
         return self.found / self.asked
 
 
-def build(
-    text: str, tokenizer: PreTrainedTokenizerBase, tokens: int, count: int, seed: int = 0
-) -> Haystack:
+def build(text: str, tokenizer: PreTrainedTokenizerBase, tokens: int, count: int, seed: int = 0) -> Haystack:
     """Plant facts between the paragraphs in the middle half of a text.
 
     Args:
@@ -94,7 +92,9 @@ def build(
             break
         body.append(paragraph)
     if len(body) < 4:
-        raise ValueError(f"the text has no four paragraphs that fit into {tokens} tokens beside {count} needles")
+        raise ValueError(
+            f"the text has no four paragraphs that fit into {tokens} tokens beside {count} needles"
+        )
     low, high = len(body) // 4, -(-len(body) * 3 // 4)
     places = sorted(choice.choices(range(low, high), k=count))
     for place, needle in reversed(list(zip(places, needles, strict=True))):

@@ -108,9 +108,7 @@ def picture(result: Result, path: pathlib.Path) -> None:
     from matplotlib import pyplot
 
     rows = [row for row in result.rows if row.quality is not None]
-    figure, (loss, needle) = pyplot.subplots(
-        1, 2, figsize=(13, 6), width_ratios=(3, 2), layout="constrained"
-    )
+    figure, (loss, needle) = pyplot.subplots(1, 2, figsize=(13, 6), width_ratios=(3, 2), layout="constrained")
     _draw_loss(loss, rows)
     _draw_needles(needle, [row for row in rows if row.needle is not None])
     figure.suptitle(f"memory and quality of cache stores, {result.model} after {result.plan.tokens} tokens")

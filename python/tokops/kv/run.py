@@ -95,10 +95,14 @@ def run(
 
 def _check(model, ids, plan):
     if len(ids) < plan.tokens + 1:
-        raise ValueError(f"the text has {len(ids)} tokens, {plan.tokens + 1} are needed: give more text, or fewer tokens")
+        raise ValueError(
+            f"the text has {len(ids)} tokens, {plan.tokens + 1} are needed: give more text, or fewer tokens"
+        )
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and plan.room > positions:
-        raise ValueError(f"the model has {positions} positions, the plan needs {plan.room}: ask for fewer tokens")
+        raise ValueError(
+            f"the model has {positions} positions, the plan needs {plan.room}: ask for fewer tokens"
+        )
 
 
 def _timed(row: Row, speed: Speed | None, dense: Speed) -> Row:

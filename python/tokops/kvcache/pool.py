@@ -29,7 +29,7 @@ class Pool:
         device: torch.device,
         grid: Grid | None = None,
     ):
-        self.codec, self.shape, self.dtype = codec, shape, dtype
+        self.codec, self.shape = codec, shape
         self.codes, self.scale, self.zero = codec.empty(pages, *shape, dtype, device)
         if grid is not None:
             self.scale, self.zero = grid
@@ -52,12 +52,10 @@ class Pool:
 
     def grow(self, pages: int) -> None:
         """Have at least so many pages; what the old ones hold is copied."""
-        if pages <= self.pages:
-            return
-        grown = self.codec.empty(pages, *self.shape, self.dtype, self.codes.device)
-        for name, new in zip(("codes", "scale", "zero"), grown, strict=True):
-            if name in self._names:
-                old = getattr(self, name)
+        for name in self._names:
+            old = getattr(self, name)
+            if old.shape[0] < pages:
+                new = old.new_empty(pages, *old.shape[1:])
                 new[: old.shape[0]] = old
                 setattr(self, name, new)
 

@@ -59,6 +59,10 @@ class QuantizedLayout(Layout):
         """Add one layer's bytes per token and per group of tokens to what is reported."""
         self.layers += 1
         self.full_token_bytes += 2 * heads * dim * itemsize
+        self.count_packed(heads, dim, itemsize)
+
+    def count_packed(self, heads: int, dim: int, itemsize: int) -> None:
+        """Add what packed tokens of one layer take."""
         for codec in self.codecs:
             self.packed_token_bytes += heads * codec.row_bytes(dim, itemsize)
             if codec.kind == "full":
@@ -128,16 +132,22 @@ class QuantizedStore:
         if self._pending is None:
             return
         layout = self.layout
-        k, v = self._pending
-        if layout.tail_end > layout.tail_begin:
-            old_k, old_v = self._tail.read(layout.tail_begin, layout.tail_end)
-            k, v = torch.cat([old_k, k], 1), torch.cat([old_v, v], 1)
+        k, v = self._unpacked()
         for segment in layout.after:
             first, last = segment.begin - layout.packed, segment.end - layout.packed
             self._pack(segment, k[:, first:last], v[:, first:last])
         rest = layout.absorbed - layout.packed
         self._tail = Tail(k[:, rest:], v[:, rest:], layout.absorbed_capacity)
         self._pending = self._flat = None
+
+    def _unpacked(self):
+        """Tokens from the cut on while a prompt is read: those of the tail, then the prompt's."""
+        layout = self.layout
+        k, v = self._pending
+        if layout.tail_end == layout.tail_begin:
+            return k, v
+        old_k, old_v = self._tail.read(layout.tail_begin, layout.tail_end)
+        return torch.cat([old_k, k], 1), torch.cat([old_v, v], 1)
 
     def _start(self, k):
         batch, _, self.kv_heads, self._dim = k.shape
@@ -221,12 +231,7 @@ class QuantizedStore:
         if self._sinks is not None and layout.packed:
             k, v = (x.transpose(1, 2) for x in self._sinks)
             parts.append(Part(k, v, layout.rows, layout.sink_lens, first=layout.sink_first))
-        for i, (slab, (keys, values)) in enumerate(zip(layout.slabs, self._pools, strict=False)):
-            lens, first, begin = layout.slab_tensors(i)
-            if slab.first < layout.packed:
-                operands = {**keys.operands("k"), **values.operands("v")}
-                table = slab.table.table
-                parts.append(Part(block_table=table, lens=lens, first=first, begin=begin, **operands))
+        parts += [self._slab_part(i) for i, slab in enumerate(layout.slabs) if slab.first < layout.packed]
         if self._tail is not None and layout.tail_end > layout.tail_begin:
             tail = {"first": layout.tail_first, "begin": layout.tail_slot}
             parts.append(Part(self._tail.k, self._tail.v, layout.rows, layout.tail_lens, **tail))
@@ -234,6 +239,13 @@ class QuantizedStore:
             k, v = (x.transpose(1, 2) for x in self._pending)
             parts.append(Part(k, v, layout.rows, layout.pending_lens, first=layout.pending_first))
         return parts
+
+    def _slab_part(self, index: int) -> Part:
+        keys, values = self._pools[index]
+        lens, first, begin = self.layout.slab_tensors(index)
+        operands = {**keys.operands("k"), **values.operands("v")}
+        table = self.layout.slabs[index].table.table
+        return Part(block_table=table, lens=lens, first=first, begin=begin, **operands)
 
     def flat_parts(self) -> tuple[list[Tensor], list[int]]:
         if self._flat is None or self._flat[0] != self.layout.version or self._pending is not None:
@@ -248,6 +260,14 @@ class QuantizedStore:
         begin, end = restored
         if begin == end:
             return
+        k, v = self._restored(begin, end)
+        if self._sinks is not None:
+            for x, sinks in zip((k, v), self._sinks, strict=True):
+                self._put_sinks(begin, x, sinks)
+        self._tail = Tail(k, v, self.layout.tail_capacity)
+
+    def _restored(self, begin, end):
+        """Packed tokens ``[begin, end)`` of one page, decoded to ``[B, T, Hkv, D]``."""
         index, slab = next(
             (i, s) for i, s in enumerate(self.layout.slabs) if s.first <= begin < s.first + s.span
         )
@@ -257,10 +277,7 @@ class QuantizedStore:
             pool.read(pages)[:, :, slot : slot + end - begin].transpose(1, 2).to(self._dtype)
             for pool in self._pools[index]
         )
-        if self._sinks is not None:
-            for x, sinks in zip((k, v), self._sinks, strict=True):
-                self._put_sinks(begin, x, sinks)
-        self._tail = Tail(k, v, self.layout.tail_capacity)
+        return k, v
 
     def _put_sinks(self, begin, x, sinks):
         """The exact sinks in place of those decoded to ``x``, whose tokens start at position ``begin``."""
