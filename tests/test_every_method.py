@@ -8,7 +8,7 @@ pytest.importorskip("transformers", reason="the hf extra is not installed")
 from tiny_models import build
 
 import tokops
-from tokops.methods import Dense, Method, TidalDecode, catalogue
+from tokops.methods import Dense, Method, MiKV, TidalDecode, catalogue
 
 #: Every published method, at least once: settings for texts of about 60 tokens, and settings that cover them.
 METHODS: dict[str, tuple[Method, Method]] = {
@@ -22,13 +22,14 @@ METHODS: dict[str, tuple[Method, Method]] = {
         TidalDecode(budget=12, reselect_layer=5, mode="lessismore"),
         TidalDecode(budget=100, reselect_layer=5, mode="lessismore"),
     ),
+    "MiKV": (MiKV(interval=4), MiKV(budget=100)),
 }
 NEW = 20
 
 
 @pytest.fixture(scope="module")
 def model():
-    return build("llama", num_hidden_layers=7)
+    return build("llama", num_hidden_layers=7, head_dim=32)
 
 
 def generate(model, ids, mask=None):
