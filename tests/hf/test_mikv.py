@@ -7,7 +7,10 @@ import torch
 from tiny_models import build
 
 import tokops
-from tokops.methods import MiKV, TidalDecode
+from tokops.data import long_text
+from tokops.hf import load_smollm2, quality
+from tokops.kvcache.tiers import listed
+from tokops.methods import Dense, Method, MiKV, Selection, TidalDecode
 
 EXACT = {
     "16 bits below": MiKV(low=16, interval=5),
@@ -168,3 +171,46 @@ def test_models_that_cannot_be_stored_are_refused(model):
         tokops.patch(build("mistral", head_dim=32), MiKV())
     with pytest.raises(ValueError, match="clash"):
         tokops.patch(model, MiKV(), tokops.methods.QuantizedKV())
+
+
+class Evict(Method):
+    """Reads only what MiKV keeps in high precision: what eviction of the others would leave."""
+
+    slots = ("select",)
+
+    def select(self, reader, step):
+        store, position = reader._layer.store, torch.arange(reader.length)
+        where = store.where[..., : reader.length]
+        kept = ((where >= 0) & (where < store.low.base)) | (position >= store._settled)
+        lists, counts = listed(kept, int(kept.sum(-1).max()))
+        lists = lists.masked_fill(torch.arange(lists.shape[-1]) >= counts[..., None], -1)
+        return Selection(lists[:, None].int(), counts[:, None])
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_quality_on_a_real_model_has_the_published_order():
+    model, tokenizer = load_smollm2(progress=False)
+    text = long_text()[20_000:24_000]
+    ids = tokenizer(text, return_tensors="pt").input_ids[0, :577]
+
+    @torch.no_grad()
+    def logits(*methods):
+        with tokops.patch(model, *methods) as run:
+            cache = run.new_cache(prompt_length=512)
+            model(ids[None, :512], past_key_values=cache)
+            return quality.teacher_forced(model, cache, ids[512:576], chunk=8)
+
+    dense = logits(Dense())
+    ways = {
+        "full": (MiKV(low=16),),
+        "int4": (MiKV(low=4),),
+        "int3": (MiKV(low=3),),
+        "int2": (MiKV(low=2),),
+        "int2 unbalanced": (MiKV(low=2, balancer=False),),
+        "evicted": (MiKV(low=16), Evict()),
+    }
+    kl = {name: quality.compare(dense, logits(*methods), ids[513:577]).kl for name, methods in ways.items()}
+    assert kl["full"] < 1e-8
+    assert 4 * kl["int4"] < kl["int3"] < kl["evicted"] / 3
+    assert 5 * kl["int3"] < kl["int2"] < 0.7 * kl["int2 unbalanced"]
