@@ -214,3 +214,33 @@ def test_quality_on_a_real_model_has_the_published_order():
     assert kl["full"] < 1e-8
     assert 4 * kl["int4"] < kl["int3"] < kl["evicted"] / 3
     assert 5 * kl["int3"] < kl["int2"] < 0.7 * kl["int2 unbalanced"]
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_a_fact_amid_a_prompt_is_found_in_the_low_pool_and_lost_by_eviction():
+    model, tokenizer = load_smollm2(progress=False)
+    text = long_text()
+
+    @torch.no_grad()
+    def answer(methods, prompt, question):
+        prompt = tokenizer(prompt, return_tensors="pt").input_ids
+        ids = tokenizer(question, return_tensors="pt", add_special_tokens=False).input_ids
+        with tokops.patch(model, *methods) as run:
+            cache = run.new_cache(prompt_length=prompt.shape[1])
+            model(prompt, past_key_values=cache)
+            found = []
+            for _ in range(4):  # a space and three digits
+                ids = model(ids, past_key_values=cache).logits[0, -1:].argmax(-1)[None]
+                found.append(int(ids))
+        return tokenizer.decode(found).strip()
+
+    facts = [("blue", "237"), ("green", "682"), ("red", "967")]
+    ways = {"dense": (Dense(),), "int4": (MiKV(),), "evicted": (MiKV(low=16), Evict())}
+    right = dict.fromkeys(ways, 0)
+    for i, (box, number) in enumerate(facts):
+        before, after = (text[at + 1000 * i : at + 1000 * i + 1500] for at in (5000, 19_000))
+        fact = f"The secret number of the {box} box is"
+        for name, methods in ways.items():
+            right[name] += answer(methods, f"{before}\n{fact} {number}.\n{after}\n", fact) == number
+    assert right == {"dense": 3, "int4": 3, "evicted": 0}
