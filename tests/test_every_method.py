@@ -8,7 +8,7 @@ pytest.importorskip("transformers", reason="the hf extra is not installed")
 from tiny_models import build
 
 import tokops
-from tokops.methods import Dense, Method, QuantizedKV, TidalDecode, catalogue
+from tokops.methods import Dense, Method, MiKV, QuantizedKV, TidalDecode, catalogue
 
 #: Every published method, at least once: settings for texts of about 60 tokens, and settings that cover them.
 METHODS: dict[str, tuple[Method, Method]] = {
@@ -28,6 +28,7 @@ METHODS: dict[str, tuple[Method, Method]] = {
         TidalDecode(budget=12, reselect_layer=5, mode="lessismore"),
         TidalDecode(budget=100, reselect_layer=5, mode="lessismore"),
     ),
+    "MiKV": (MiKV(interval=4), MiKV(budget=100)),
 }
 NEW = 20
 

@@ -5,7 +5,7 @@ import torch
 
 from tokops.attention.parts import decoded
 from tokops.kvcache import decode
-from tokops.kvcache.mikv import balancer
+from tokops.kvcache.balancer import balancer
 
 from .mikv_run import DIM, HKV, HQ, Run, policy
 

@@ -85,6 +85,18 @@ def test_the_least_attended_are_demoted_and_never_come_back(changes):
     assert settled > 100
 
 
+def test_a_pool_that_a_crop_leaves_too_full_shrinks_again():
+    run = Run(policy("full", "int4", ratio=0.5, recent=0.1, interval=4), page=8)
+    run.prompt(100)  # sinks, the newest 5, and 41 of the others, which are mostly old ones
+    run.crop(80)
+    full = len(run.pool(run.store.high, 0, 0))
+    assert full > run.store.layout.policy.limit(24)
+    for _ in range(5):
+        run.step()
+    run.consistent()
+    assert len(run.pool(run.store.high, 0, 0)) == run.store.layout.policy.limit(24) == 12
+
+
 def test_ties_keep_the_first_of_a_prompt_and_let_the_oldest_go():
     run = Run(policy("full", "int4", ratio=0.5, sinks=2, obs_window=1, interval=4), hard=0.0)
     run.prompt(40)

@@ -9,13 +9,13 @@ from ..attention import Part
 from ..attention.parts import flatten
 from ._attention_colsum import attention_colsum
 from ._attention_mass import attention_mass
+from .balancer import balancer
 from .mikv_layout import Cut, Target
 from .tail import Tail
 from .tiers import Source, Tier, listed, plain_source, within
 
 _LOW_BASE = 1 << 30  # number of the low pool's first slot in `where`; the high pool's is 0
 _STEP = 1024  # tokens by which the arrays over positions grow
-_LEAST_PROMPT = 32  # visible tokens from which a balancer is taken
 _MAX_INT, _MAX_KEY = torch.iinfo(torch.int32).max, torch.iinfo(torch.int64).max
 
 
@@ -204,35 +204,38 @@ class MiKVStore:
         first = committed - k.shape[2]
         new = [max(committed - max(first, start), 0) for start in target.starts]
         surplus = [_surplus(bound, new, target.limits) for bound in (high.least, high.most)]
-        most = max(surplus[1], default=0)
+        most, held = max(surplus[1], default=0), max(high.most, default=0)
+        # From here on slot `held + i` is the i-th new token.
         position = torch.arange(first, committed, dtype=torch.int32, device=k.device)
         position = position.expand(len(k), self.kv_heads, -1)
+        place = torch.cat([high.positions[..., :held], position], -1)
         visible = position >= target.visible_from
-        leaving = self._least_important(position, visible, target, most)
-        held = high.capacity
-        old, fresh = leaving[..., :held], leaving[..., held:]
+        leaving = self._least_important(place, visible, target, most)
+        incoming = [plain_source(k, v, self.layout.rows, held)]
 
         low.reserve(max(_sum(low.most, surplus[1]), default=0), self._span(low, first))
-        slots, counts = listed(old, most)
-        self._enter(low, high.sources(), slots, high.positions.gather(-1, slots), counts)
-        source = [plain_source(k, v, self.layout.rows, 0)]
-        slots, counts = listed(fresh, most)
-        self._enter(low, source, slots, position.gather(-1, slots), counts)
+        slots, counts = listed(leaving, most)
+        fresh = any(n > window for n, window in zip(new, target.windows, strict=True))
+        sources = high.sources(held) + incoming * fresh  # the newest do not leave
+        self._enter(low, sources, slots, place, counts)
         low.least, low.most = _sum(low.least, surplus[0]), _sum(low.most, surplus[1])
 
-        high.remove(old, min(most, held), self.where)
-        high.least = _least(_sum(high.least, new), target.limits)
-        high.most = _least(_sum(high.most, new), target.limits)
-        high.reserve(max(high.most, default=0), self._span(high, first))
-        slots, counts = listed(visible & ~fresh, max(high.most, default=0))
-        self._enter(high, source, slots, position.gather(-1, slots), counts)
+        if fresh:
+            slots, counts = listed(leaving[..., :held], most)
+        if any(n > limit for n, limit in zip(high.most, target.limits, strict=True)):  # after a crop
+            high.remove(leaving[..., :held], most, self.where)
+            slots, counts, high.least = slots[..., :0], torch.zeros_like(counts), [0] * len(k)
+        lens = [_least(_sum(bound, new), target.limits) for bound in (high.least, high.most)]
+        high.reserve(max(lens[1], default=0), self._span(high, first))
+        staying, entering = listed(visible & ~leaving[..., held:], max(lens[1], default=0))
+        self._enter(high, incoming, staying + held, place, entering, (slots, counts))
+        high.least, high.most = lens
         self._settled, self._flat = committed, None
 
-    def _least_important(self, position: Tensor, visible: Tensor, target: Target, most: int) -> Tensor:
-        """Which tokens of the high pool and of new ones are to be low, ``[B, Hkv, slots + M]``; at most ``most``."""
-        policy = self.layout.policy
-        place = torch.cat([self.high.positions, position], -1)
-        here = torch.cat([within(self.high.lens, self.high.capacity), visible], -1)
+    def _least_important(self, place: Tensor, visible: Tensor, target: Target, most: int) -> Tensor:
+        """Which tokens of the high pool and of new ones are to be low, like ``place``; at most ``most``."""
+        policy, held = self.layout.policy, place.shape[-1] - visible.shape[-1]
+        here = torch.cat([within(self.high.lens, held), visible], -1)
         leaving = torch.zeros_like(here)
         if most == 0:
             return leaving
@@ -248,13 +251,33 @@ class MiKVStore:
         key.masked_fill_(bound | ~here, _MAX_KEY)
         return leaving.scatter_(-1, key.topk(most, largest=False).indices, within(count, most))
 
-    def _enter(self, tier: Tier, sources: Sequence[Source], slots: Tensor, positions: Tensor, counts: Tensor):
-        """Append tokens to a pool: lists of slots of the sources, of which the first ``counts`` count."""
-        to = tier.lens[..., None] + torch.arange(slots.shape[-1], device=slots.device)
-        least = min(tier.least, default=0) if tier is self.low else 0
+    def _enter(
+        self,
+        tier: Tier,
+        sources: Sequence[Source],
+        slots: Tensor,
+        place: Tensor,
+        counts: Tensor,
+        free: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """Put tokens into a pool: lists of slots of the sources, of which the first ``counts`` count.
+
+        They go into the ``free`` slots, a list and how much of it counts, and then behind the last.
+        """
+        rank = torch.arange(slots.shape[-1], device=slots.device)
+        to = tier.lens[..., None] + rank
+        least = min(tier.least, default=0)
+        if free is None:
+            lens = tier.lens + counts
+        else:
+            lens = tier.lens + counts - free[1]
+            if free[0].shape[-1]:
+                least = 0
+                again = free[0][..., rank.clamp_max(free[0].shape[-1] - 1)]
+                to = torch.where(rank < free[1][..., None], again, to - free[1][..., None])
         tier.receive(sources, slots, to, counts, least)
-        tier.place(to, positions, counts, self.where, least)
-        tier.set_lens(tier.lens + counts)
+        tier.place(to, place.gather(-1, slots), counts, self.where, least)
+        tier.set_lens(lens)
 
     def _span(self, tier: Tier, first: int) -> int:
         """Slots to add when a pool is full: what a prompt needs, then for 1024 tokens more, then doubling."""
@@ -350,28 +373,6 @@ class MiKVStore:
             return 0
         pools = (self.high.live_slots() + self.low.live_slots()) // self.kv_heads
         return pools + (self.length - self._settled) * len(self.where)
-
-
-def balancer(q: Tensor, k: Tensor, starts: Tensor | None = None) -> Tensor:
-    """What keys are multiplied by, and queries divided by, so that both have the same range in every channel.
-
-    Args:
-        q, k: ``[B, T, Hq, D]`` and ``[B, T, Hkv, D]``, as they are multiplied with each other.
-        starts: ``[B]`` first visible position; what is before it does not count.
-
-    Returns:
-        ``[B, Hkv, D]`` float32 ``sqrt(max |q| / max |k|)`` within 0.01..100; 1 for sequences of less than 32 tokens.
-    """
-    position = torch.arange(k.shape[1], device=k.device)
-    if starts is not None:
-        pad = (position < starts[:, None])[..., None, None]
-        q, k = q.masked_fill(pad, 0), k.masked_fill(pad, 0)
-    high = [torch.maximum(x.amax(1), -x.amin(1)).float() for x in (q, k)]
-    high[0] = high[0].unflatten(1, (k.shape[2], -1)).amax(2)
-    bal = (high[0].clamp_min(1e-5) / high[1].clamp_min(1e-5)).sqrt().clamp(1e-2, 1e2)
-    if starts is not None:
-        return torch.where((k.shape[1] - starts >= _LEAST_PROMPT)[:, None, None], bal, 1.0)
-    return bal if k.shape[1] >= _LEAST_PROMPT else torch.ones_like(bal)
 
 
 def _sum(a: list[int], b: list[int]) -> list[int]:

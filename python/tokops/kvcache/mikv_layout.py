@@ -57,7 +57,8 @@ class Target:
     """What the pools look like once ``committed`` tokens are in them, one number a sequence."""
 
     committed: int
-    limits: list[int]
+    limits: list[int]  # tokens of the high pool
+    windows: list[int]  # newest tokens that are among them
     limit: Tensor  # [B, 1]
     visible_from: Tensor  # [B, 1, 1]: first visible position
     recent_from: Tensor  # [B, 1, 1]: position of the first of the newest tokens
@@ -135,10 +136,13 @@ class Cut:
             starts = self._host_starts or [0] * self.batch
             visible = [max(committed - start, 0) for start in starts]
             limits = [self.policy.limit(n) for n in visible]
-            recent = [committed - self.policy.window(n) for n in visible]
+            windows = [self.policy.window(n) for n in visible]
+            recent = [committed - n for n in windows]
             columns = torch.tensor([limits, starts, recent], dtype=torch.int32).to(self.device)
             limit, first, newest = columns[:, :, None]
-            self._target = Target(committed, limits, limit, first[..., None], newest[..., None], starts)
+            self._target = Target(
+                committed, limits, windows, limit, first[..., None], newest[..., None], starts
+            )
         return self._target
 
     # ---- The device's view, updated in place so that layers may keep what they read with.

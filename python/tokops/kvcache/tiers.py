@@ -119,10 +119,11 @@ class Tier:
             return self.slabs[0].positions
         return torch.cat([slab.positions for slab in self.slabs], -1)
 
-    def sources(self) -> list[Source]:
-        """The slabs, to move tokens out of."""
+    def sources(self, end: int) -> list[Source]:
+        """The slabs, to move tokens out of; their slots below ``end``."""
         code = self.codec.write_code
-        return [Source((*s.pools, s.table), code, s.first, s.span) for s in self.slabs]
+        slabs = [slab for slab in self.slabs if slab.first < end]
+        return [Source((*s.pools, s.table), code, s.first, min(s.span, end - s.first)) for s in slabs]
 
     def reserve(self, tokens: int, span: int) -> None:
         """Have slots for ``tokens`` of every KV head; where there are not, add ``span`` or what is missing."""
@@ -158,7 +159,7 @@ class Tier:
         for source in sources:
             for slab in targets:
                 lists = slots_from - source.first, slots_to - slab.first, counts
-                if len(sources) > 1 or len(self.slabs) > 1:
+                if len(sources) > 1 or len(targets) > 1:
                     lists = _narrowed(*lists, source.span, slab.span)
                 kv_transfer(
                     source.pools,
@@ -184,20 +185,18 @@ class Tier:
             slab.lens = (lens - slab.first).clamp(0, slab.span)
 
     def remove(self, dead: Tensor, most: int, where: Tensor) -> None:
-        """Free slots ``dead [B, Hkv, capacity]``, at most ``most`` of a head; the last tokens fill the holes.
+        """Free slots ``dead [B, Hkv, n]`` of the first n, at most ``most`` of a head; the last tokens fill the holes.
 
-        ``where`` of what was in them is the caller's to change.
+        n is no less than the longest length. ``where`` of what was in them is the caller's to change.
         """
-        if most == 0 or not self.slabs:
-            return
-        slot = torch.arange(self.capacity, device=self.device)
+        slot = torch.arange(dead.shape[-1], device=self.device)
         used = slot < self.lens[..., None]
         dead = dead & used
         lens = self.lens - dead.sum(-1, dtype=torch.int32)
         kept = slot < lens[..., None]
         holes, counts = listed(dead & kept, most)
         movers, _ = listed(used & ~dead & ~kept, most)
-        self.receive(self.sources(), movers, holes, counts)
+        self.receive(self.sources(len(slot)), movers, holes, counts)
         self.place(holes, self.positions.gather(-1, movers), counts, where)
         self.set_lens(lens)
 
