@@ -23,7 +23,9 @@ def kv(
     ] = "",
     text: Annotated[
         pathlib.Path | None,
-        typer.Option(help="Text file; a novel that comes with tokops if left out.", exists=True, dir_okay=False),
+        typer.Option(
+            help="Text file; a novel that comes with tokops if left out.", exists=True, dir_okay=False
+        ),
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of the text; 0 is the plan's own number.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A shorter text and fewer stores.")] = False,
@@ -61,7 +63,7 @@ def kv(
     report.picture(result, out / "kv.png")
     console.print(report.table(result))
     for sentence in report.sentences(result):
-        console.print(f"- {sentence}")
+        console.print(f"- {sentence}", markup=False)
     console.print(", ".join(f"{name} {value}" for name, value in facts.items()))
     took = time.perf_counter() - begin
     console.print(f"wrote {out / 'kv.json'} and {out / 'kv.png'}; {took:.0f} s in all")

@@ -66,6 +66,8 @@ class _RecordingLayer(PagedLayer):
 
 
 class _Recorder(PagedCache):
+    layers: list
+
     def __init__(self, config, plan: Plan, tick: Callable[[int], None]):
         super().__init__(config, plan)
         self.layers = [_RecordingLayer(x.index, x.state, x.window) for x in self.layers]

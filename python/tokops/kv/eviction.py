@@ -62,7 +62,9 @@ class Eviction(Method):
 
     def resolve(self, shape: ModelShape) -> "Eviction":
         if shape.family in _OTHER_SOFTMAX or any(window is not None for window in shape.windows):
-            raise ValueError(f"Eviction: attention of {shape.family} is not a plain softmax over the whole context")
+            raise ValueError(
+                f"Eviction: attention of {shape.family} is not a plain softmax over the whole context"
+            )
         return self
 
     def start(self, prompt: Prompt) -> None:
@@ -81,12 +83,16 @@ class Eviction(Method):
 
     def select(self, reader: LayerReader, step: Step) -> Selection | None:
         if reader.layer not in self._layers:
-            raise NotImplementedError("Eviction knows no prompt: it is for comparisons, call start(prompt) first")
+            raise NotImplementedError(
+                "Eviction knows no prompt: it is for comparisons, call start(prompt) first"
+            )
         layer = self._layers[reader.layer]
         self._commit(layer, step.past)
         rows = reader.q.shape[1]
         kept = torch.nn.functional.pad(layer.kept, (0, rows), value=True)
-        scores = reader.scores("none")[0].masked_fill(~kept.repeat_interleave(_group(reader), 0), -math.inf)[None]
+        scores = reader.scores("none")[0].masked_fill(~kept.repeat_interleave(_group(reader), 0), -math.inf)[
+            None
+        ]
         added = attention_mass(scores, scores.logsumexp(-1), reader.kv_heads)[0]
         layer.added = torch.nn.functional.pad(layer.mass, (0, rows)) + added
         # All heads keep as many, so that the lists are a rectangle.
@@ -105,7 +111,9 @@ class Eviction(Method):
             if self.demote:
                 self._drop(layer)
         elif past != held:
-            raise NotImplementedError(f"Eviction has ranked {held} tokens, the cache holds {past}: call start()")
+            raise NotImplementedError(
+                f"Eviction has ranked {held} tokens, the cache holds {past}: call start()"
+            )
         layer.added = None
 
     def _drop(self, layer: _Layer) -> None:

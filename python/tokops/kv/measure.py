@@ -90,7 +90,9 @@ class Speed:
     kv_bytes_read: float
 
 
-def speeds(subjects: Mapping[str, Subject], last: int, rounds: int, tick: Callable[[], None]) -> dict[str, Speed]:
+def speeds(
+    subjects: Mapping[str, Subject], last: int, rounds: int, tick: Callable[[], None]
+) -> dict[str, Speed]:
     """Time greedy decode steps of all stores in turn, each after the text that its cache holds.
 
     Args:

@@ -57,7 +57,9 @@ class Plan:
         )
         if plan.prompt < LEAST_PROMPT:
             least = LEAST_PROMPT * 4 // 3 + 1
-            raise ValueError(f"at least {least} tokens are needed, so that residual windows are full; got {tokens}")
+            raise ValueError(
+                f"at least {least} tokens are needed, so that residual windows are full; got {tokens}"
+            )
         return plan
 
 
