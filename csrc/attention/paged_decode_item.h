@@ -68,8 +68,10 @@ class Item {
       if (p_.rotate) hadamard_row(row, p_.D);
       place_query(r, row);
     }
-    if (packed(part_.k) && !part_.k.channel)
+    if (packed(part_.k) && !part_.k.channel) {
       sum_groups(x_.packed.q, t_.live, p_.D, groups_of(part_.k, p_.D), x_.packed.sums);
+      round_queries();
+    }
   }
 
   void run(int from, int to) {
@@ -138,6 +140,15 @@ class Item {
       if (tiles_)
         for (int c = 0; c < p_.D; ++c) from_float(row[c], x_.tile_q + amx_query_at(r, c, p_.D));
 #endif
+  }
+
+  void round_queries() {
+    PackedScratch& x = x_.packed;
+    x.by_integers = p_.q_int8;
+    for (int r = 0; r < t_.live && x.by_integers; ++r) {
+      x.q_scale[r] = round_row(x.q + r * p_.D, p_.D, 127, x.q16 + r * p_.D);
+      x.by_integers = x.q_scale[r] == x.q_scale[r];
+    }
   }
 
   // Whether every row sees every key of the tile.

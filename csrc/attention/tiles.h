@@ -136,12 +136,11 @@ inline void weighted(const float* p, int ps, const T* const* v, int n, int c, in
     for (int i = 0; i < C; ++i) acc[r][i] = zero();
   for (int j = 0; j < n; ++j) {
     if (c == 0) ahead.call(1);
-    Vec x[C];
-    for (int i = 0; i < C; ++i)
-      x[i] = Tail ? load_first(v[j] + c, tail) : load(v[j] + c + i * Vec::width);
-    for (int r = 0; r < R; ++r) {
-      const Vec y = splat(p[r * ps + j]);
-      for (int i = 0; i < C; ++i) acc[r][i] = fma(y, x[i], acc[r][i]);
+    Vec y[R];
+    for (int r = 0; r < R; ++r) y[r] = splat(p[r * ps + j]);
+    for (int i = 0; i < C; ++i) {
+      const Vec x = Tail ? load_first(v[j] + c, tail) : load(v[j] + c + i * Vec::width);
+      for (int r = 0; r < R; ++r) acc[r][i] = fma(y[r], x, acc[r][i]);
     }
   }
   for (int r = 0; r < R; ++r)
