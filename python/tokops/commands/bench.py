@@ -14,6 +14,8 @@ from tokops.bench import kvcache as kvcache_suite
 from tokops.bench import report, run
 from tokops.bench.attention import Case
 
+from .demo import stages
+
 bench = typer.Typer(help="Measure ops beside their floors and opponents.", no_args_is_help=True)
 
 
@@ -89,6 +91,38 @@ def kvcache(
 ) -> None:
     """Packed caches: int8 and int4 pages beside bf16, in GB/s of packed bytes, and the writing of them."""
     _suite("kvcache", kvcache_suite, quick, device, threads, only, out)
+
+
+@bench.command()
+def caches(
+    quick: Annotated[bool, typer.Option("--quick", help="A shorter text, fewer samples.")] = False,
+    threads: Threads = 0,
+    out: Out = None,
+) -> None:
+    """SmolLM2 over our packed caches beside transformers' quantised caches: tokens/s and quality."""
+    from tokops.bench import opponent_caches
+    from tokops.data import long_text
+    from tokops.hf import model
+
+    if threads:
+        torch.set_num_threads(threads)
+    console, plan = Console(), opponent_caches.QUICK if quick else opponent_caches.FULL
+    try:
+        loaded, tokenizer = model.load_smollm2(torch.float32)
+    except model.ModelError as error:
+        console.print(f"[red]{error}[/]", soft_wrap=True)
+        raise typer.Exit(1) from error
+    ids = tokenizer(long_text(), return_tensors="pt").input_ids[0]
+    with Progress(console=console) as progress:
+        rows = opponent_caches.measure(loaded, ids, plan, stages(progress))
+    facts = run.machine()
+    console.print(opponent_caches.table(rows, plan))
+    console.print(opponent_caches.verdict(rows))
+    console.print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        opponent_caches.write_json(rows, plan, facts, out / "caches.json")
+        console.print(f"wrote {out / 'caches.json'}")
 
 
 def register(app: typer.Typer) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 
-def _stages(progress: Progress) -> Callable[[str, int], Callable[[int], None]]:
+def stages(progress: Progress) -> Callable[[str, int], Callable[[int], None]]:
     """Begins a bar; the function that it returns advances it. Where bars cannot be drawn, a line tells."""
 
     def stage(name: str, total: int) -> Callable[[int], None]:
@@ -45,7 +45,7 @@ def demo(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         try:
-            shown, wrote = (_compose if compose else _demo)(quick, out, _stages(progress))
+            shown, wrote = (_compose if compose else _demo)(quick, out, stages(progress))
         except ModelError as error:
             console.print(f"[red]{error}[/]", soft_wrap=True)
             raise typer.Exit(1) from error

@@ -13,7 +13,7 @@ from tokops.kvcache.scaling import predict_qid
 from .plan import Row
 from .run import Result
 
-_COLUMNS = ("bytes", "full", "ppl", "KL", "predicted", "top-1", "found", "tok/s", "x")
+_COLUMNS = ("bytes", "full", "ppl", "KL", "pred.", "top-1", "found", "tok/s", "x")
 #: Parameters without embeddings and training tokens of models for which the law of weights can be told.
 _TRAINED = {"SmolLM2-135M-Instruct": (106e6, 2e12)}
 
@@ -24,11 +24,10 @@ def table(result: Result) -> Table:
     out = Table(
         title=f"cache stores on {result.model} after {plan.tokens} tokens",
         caption="bytes: per token, all layers, with scales, zeros and tables; full: of full precision. ppl, KL (nats) "
-        f"and top-1: next token over the last {plan.stretch} tokens, {plan.chunk} a forward, against Dense. predicted: "
+        f"and top-1: next token over the last {plan.stretch} tokens, {plan.chunk} a forward, against Dense. pred.: "
         "KL by the scaling curve, not measured. found: needles. x: tokens/s over those of Dense, timed in turn.",
         box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
+        padding=0,
     )
     out.add_column("store", min_width=18, overflow="fold")
     for name in _COLUMNS:
