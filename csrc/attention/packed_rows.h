@@ -220,12 +220,13 @@ inline void packed_scores(const float* q, int q_stride, int rows, int groups, in
 // units.
 template <Codec C, int R, int N>
 inline void packed_weighted(const float* w, int ws, const uint8_t* const* v, int n, int unit,
-                            const float* keep, const float* add, float* out, int os) {
+                            const float* keep, const float* add, float* out, int os, Ahead& ahead) {
   using U = Unpack<C>;
   Vec acc[R][N * U::kVecs];
   for (int r = 0; r < R; ++r)
     for (int i = 0; i < N * U::kVecs; ++i) acc[r][i] = splat(add[r]);
   for (int j = 0; j < n; ++j) {
+    if (unit == 0) ahead.call(1);
     Vec y[R];
     for (int r = 0; r < R; ++r) y[r] = splat(w[r * ws + j]);
     for (int i = 0; i < N; ++i) {
@@ -247,7 +248,7 @@ inline void packed_weighted(const float* w, int ws, const uint8_t* const* v, int
 template <Codec C>
 inline void packed_values(const float* w, int ws, int rows, const uint8_t* const* v, int n,
                           int unit, int end, const float* keep, const float* add, float* out,
-                          int os) {
+                          int os, Ahead& ahead) {
   constexpr int kVecs = Unpack<C>::kVecs;
 #if defined(__AVX512F__)
   constexpr int kRows = 8,
@@ -260,9 +261,9 @@ inline void packed_values(const float* w, int ws, int rows, const uint8_t* const
                   N = kSums > kVecs ? kSums / kVecs : 1;
     int u = unit;
     for (; u + N <= end; u += N)
-      packed_weighted<C, R, N>(w + r * ws, ws, v, n, u, keep + r, add + r, out + r * os, os);
+      packed_weighted<C, R, N>(w + r * ws, ws, v, n, u, keep + r, add + r, out + r * os, os, ahead);
     for (; u < end; ++u)
-      packed_weighted<C, R, 1>(w + r * ws, ws, v, n, u, keep + r, add + r, out + r * os, os);
+      packed_weighted<C, R, 1>(w + r * ws, ws, v, n, u, keep + r, add + r, out + r * os, os, ahead);
   });
 }
 

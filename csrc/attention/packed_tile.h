@@ -184,7 +184,7 @@ void score_packed(const Side& k, const Rows& t, int hkv, int rows, int dim, Pack
 
 // out = out * keep + sum_j w_j v_j for rows of weights [row][kTile], zero behind n.
 void add_packed(const Side& v, const Rows& t, int hkv, const float* w, int rows, int dim,
-                const float* keep, PackedScratch& x, float* out, int os) {
+                const float* keep, PackedScratch& x, float* out, int os, Ahead& ahead) {
   const ByteRows values(t.v);
   if (v.channel) {
     for (int r = 0; r < rows; ++r)
@@ -195,7 +195,7 @@ void add_packed(const Side& v, const Rows& t, int hkv, const float* w, int rows,
       with_codec(v.codec, [&](auto codec) {
         constexpr Codec C = decltype(codec)::value;
         packed_values<C>(w + from, kTile, rows, values.at + from, to - from, 0, units_of<C>(dim),
-                         x.none, x.none, x.tmp, dim);
+                         x.none, x.none, x.tmp, dim, ahead);
       });
       for (int r = 0; r < rows; ++r) {
         float total = 0;
@@ -223,7 +223,7 @@ void add_packed(const Side& v, const Rows& t, int hkv, const float* w, int rows,
       constexpr Codec C = decltype(codec)::value;
       const int units = units_of<C>(dim / groups);
       packed_values<C>(x.w, kTile, rows, values.at, t.n, g * units, (g + 1) * units, keep, x.add,
-                       out, os);
+                       out, os, ahead);
     });
   }
 }
