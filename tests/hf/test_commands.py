@@ -162,7 +162,7 @@ def small_cases(device="cpu", quick=False):
 
 
 def test_bench_checks_times_and_draws_every_kind_of_case(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "cases", small_cases)
+    monkeypatch.setattr(attention, "cases", small_cases)
     found = invoke("bench", "attention", "--quick", "--out", tmp_path)
     assert found.exit_code == 0, found.output
     assert (tmp_path / "attention.png").stat().st_size > 10_000

@@ -58,16 +58,16 @@ def _random(shape, dtype, device, seed):
     return torch.randn(shape, generator=generator, device=device).to(dtype)
 
 
-def _lengths(values, device):
+def lengths(values, device):
     return torch.tensor(values, dtype=torch.int32, device=device)
 
 
-def _inputs(batch, hq, hkv, d, length, dtype, device):
+def inputs(batch, hq, hkv, d, length, dtype, device):
     q = _random((batch, 1, hq, d), dtype, device, 1)
     k = _random((batch, hkv, length, d), dtype, device, 2)
     v = _random((batch, hkv, length, d), dtype, device, 3)
     table = torch.arange(batch, dtype=torch.int32, device=device)[:, None]
-    return q, k, v, table, _lengths([length] * batch, device)
+    return q, k, v, table, lengths([length] * batch, device)
 
 
 def agree(ours: Tensor, peer: Tensor) -> None:
@@ -78,7 +78,7 @@ def agree(ours: Tensor, peer: Tensor) -> None:
 
 def dense(batch, hq, hkv, d, length, dtype, device) -> Workload:
     """Dense decode over contiguous caches."""
-    q, k, v, table, lens = _inputs(batch, hq, hkv, d, length, dtype, device)
+    q, k, v, table, lens = inputs(batch, hq, hkv, d, length, dtype, device)
     ours = partial(paged_decode, q, k, v, table, lens)
     peers: Peers = {name: partial(call, q, k, v) for name, call in opponents.DENSE.items()}
     if opponents.has_flashinfer(q):
@@ -91,7 +91,7 @@ def dense(batch, hq, hkv, d, length, dtype, device) -> Workload:
     return Workload(ours, peers, (k, v), check)
 
 
-def _as_pages(k, v, page):
+def as_pages(k, v, page):
     """Contiguous caches cut into pages laid out in a shuffled order: pools and table."""
     batch, heads, length, d = k.shape
     pages = length // page
@@ -104,21 +104,21 @@ def _as_pages(k, v, page):
 
 
 def _flashinfer(q, k, v, lens):
-    k_pages, v_pages, table = _as_pages(k, v, 16)
+    k_pages, v_pages, table = as_pages(k, v, 16)
     return opponents.flashinfer_decode(q, k_pages, v_pages, table, lens)
 
 
 def ragged(batch, hq, hkv, d, longest, page, dtype, device) -> Workload:
     """A ragged batch in scattered pages, beside one contiguous sequence of as many tokens."""
-    q, k, v, whole, _ = _inputs(batch, hq, hkv, d, longest, dtype, device)
+    q, k, v, whole, _ = inputs(batch, hq, hkv, d, longest, dtype, device)
     lens = [1 + round(i * (longest - 1) / (batch - 1)) for i in range(batch)]
-    seq_lens, total = _lengths(lens, device), sum(lens)
-    k_pages, v_pages, table = _as_pages(k, v, page)
+    seq_lens, total = lengths(lens, device), sum(lens)
+    k_pages, v_pages, table = as_pages(k, v, page)
     ours = partial(paged_decode, q, k_pages, v_pages, table, seq_lens)
     one = [x.transpose(0, 1).reshape(1, hkv, -1, d)[:, :, :total] for x in (k, v)]
     mask = (torch.arange(longest, device=device) < seq_lens[:, None])[:, None, None]
     peers: Peers = {
-        "our contiguous": partial(paged_decode, q[:1], *one, whole[:1], _lengths([total], device)),
+        "our contiguous": partial(paged_decode, q[:1], *one, whole[:1], lengths([total], device)),
         "sdpa folded": partial(opponents.sdpa_folded, q, k, v, mask),
     }
     if opponents.has_flashinfer(q):
@@ -132,7 +132,7 @@ def ragged(batch, hq, hkv, d, longest, page, dtype, device) -> Workload:
 
 def selected(hq, hkv, d, length, k_selected, dtype, device) -> Workload:
     """Decode over a list per KV head, beside the dense op and a gather."""
-    q, k, v, table, lens = _inputs(1, hq, hkv, d, length, dtype, device)
+    q, k, v, table, lens = inputs(1, hq, hkv, d, length, dtype, device)
     generator = torch.Generator().manual_seed(5)
     lists = [torch.randperm(length, generator=generator)[:k_selected].sort().values for _ in range(hkv)]
     index = torch.stack(lists)[None].to(device)
@@ -152,7 +152,7 @@ def selected(hq, hkv, d, length, k_selected, dtype, device) -> Workload:
 
 def scores(hq, hkv, d, length, reduce, dtype, device) -> Workload:
     """The dense pass that also gives its scores, beside the dense pass alone."""
-    q, k, v, table, lens = _inputs(1, hq, hkv, d, length, dtype, device)
+    q, k, v, table, lens = inputs(1, hq, hkv, d, length, dtype, device)
     ours = partial(paged_decode_scores, q, k, v, table, lens, reduce=reduce)
     peers: Peers = {"our dense": partial(paged_decode, q, k, v, table, lens)}
 
@@ -169,7 +169,7 @@ def scores(hq, hkv, d, length, reduce, dtype, device) -> Workload:
 def topk(rows, length, k, device) -> Workload:
     """Exact selection of the largest scores."""
     values = _random((rows, length), torch.float32, device, 6)
-    lens = _lengths([length] * rows, device)
+    lens = lengths([length] * rows, device)
     ours = partial(topk_positions, values, lens, k)
     peers: Peers = {
         "torch.topk": partial(torch.topk, values, k, -1),

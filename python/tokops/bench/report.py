@@ -13,9 +13,9 @@ def _time(seconds: float) -> str:
     return f"{seconds * 1e3:.3f} ms" if seconds < 0.1 else f"{seconds * 1e3:.0f} ms"
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[Row], family: str = "attention") -> Table:
     """One line per case: time, bandwidth, part of the floor, opponents, bars."""
-    out = Table(title="attention ops: achieved over floor, and opponents (times are medians, interleaved)")
+    out = Table(title=f"{family} ops: achieved over floor, and opponents (times are medians, interleaved)")
     out.add_column("case")
     for name in ("ours", "GB/s", "of floor"):
         out.add_column(name, justify="right")

@@ -1,6 +1,7 @@
 """`tokops bench`: what an op costs on this machine, beside its floor and its opponents."""
 
 import pathlib
+from collections.abc import Iterable
 from typing import Annotated
 
 import torch
@@ -8,14 +9,25 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from tokops.bench import attention as attention_suite
+from tokops.bench import kvcache as kvcache_suite
 from tokops.bench import report, run
-from tokops.bench.attention import Case, cases
+from tokops.bench.attention import Case
+
+from .demo import stages
 
 bench = typer.Typer(help="Measure ops beside their floors and opponents.", no_args_is_help=True)
 
 
-def chosen(device: str, quick: bool, only: str) -> list[Case]:
-    """The cases whose label contains ``only``.
+Quick = Annotated[bool, typer.Option(help="bfloat16 only, fewer shapes, fewer samples.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's own number.")]
+Only = Annotated[str, typer.Option(help="Cases whose label contains this.")]
+Out = Annotated[pathlib.Path | None, typer.Option(help="Folder for JSON and picture.")]
+
+
+def chosen(suite, device: str, quick: bool, only: str) -> list[Case]:
+    """The cases of a suite whose label contains ``only``.
 
     Raises:
         typer.BadParameter: there is none, or the device is unknown or absent.
@@ -24,26 +36,15 @@ def chosen(device: str, quick: bool, only: str) -> list[Case]:
         raise typer.BadParameter(f"--device must be cpu or cuda, got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter("--device cuda: this torch sees no GPU")
-    found = [case for case in cases(device, quick) if only in case.label]
+    found = [case for case in suite.cases(device, quick) if only in case.label]
     if not found:
-        labels = "\n  ".join(case.label for case in cases(device, quick))
+        labels = "\n  ".join(case.label for case in suite.cases(device, quick))
         raise typer.BadParameter(f"no case contains {only!r}; there are\n  {labels}")
     return found
 
 
-@bench.command()
-def attention(
-    quick: Annotated[bool, typer.Option(help="bfloat16 only, fewer shapes, fewer samples.")] = False,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's own number.")] = 0,
-    only: Annotated[str, typer.Option(help="Cases whose label contains this.")] = "",
-    out: Annotated[pathlib.Path | None, typer.Option(help="Folder for JSON and picture.")] = None,
-) -> None:
-    """The attention family: achieved over floor, opponents, and the bar of every case."""
-    if threads:
-        torch.set_num_threads(threads)
-    console, rounds = Console(), 7 if quick else 15
-    found, rows = chosen(device, quick, only), []
+def _measure(found: Iterable[Case], quick: bool, device: str, console: Console) -> list[run.Row]:
+    rounds, rows, found = 7 if quick else 15, [], list(found)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("", total=len(found) * rounds)
         for done, case in enumerate(found, 1):
@@ -57,14 +58,71 @@ def attention(
             )
             progress.update(task, completed=done * rounds)
             rows.append(row)
+    return rows
+
+
+def _suite(name: str, suite, quick: bool, device: str, threads: int, only: str, out: pathlib.Path | None):
+    """Measure the cases of a suite, and show and write what came out."""
+    if threads:
+        torch.set_num_threads(threads)
+    console = Console()
+    rows = _measure(chosen(suite, device, quick, only), quick, device, console)
     facts = run.machine(device)
-    console.print(report.table(rows))
-    console.print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    console.print(report.table(rows, name))
+    console.print(", ".join(f"{key} {value}" for key, value in facts.items()))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        report.write_json(rows, facts, out / "attention.json")
-        report.picture(rows, out / "attention.png")
-        console.print(f"wrote {out / 'attention.json'} and {out / 'attention.png'}")
+        report.write_json(rows, facts, out / f"{name}.json")
+        report.picture(rows, out / f"{name}.png")
+        console.print(f"wrote {out / f'{name}.json'} and {out / f'{name}.png'}")
+
+
+@bench.command()
+def attention(
+    quick: Quick = False, device: Device = "cpu", threads: Threads = 0, only: Only = "", out: Out = None
+) -> None:
+    """The attention family: achieved over floor, opponents, and the bar of every case."""
+    _suite("attention", attention_suite, quick, device, threads, only, out)
+
+
+@bench.command()
+def kvcache(
+    quick: Quick = False, device: Device = "cpu", threads: Threads = 0, only: Only = "", out: Out = None
+) -> None:
+    """Packed caches: int8 and int4 pages beside bf16, in GB/s of packed bytes, and the writing of them."""
+    _suite("kvcache", kvcache_suite, quick, device, threads, only, out)
+
+
+@bench.command()
+def caches(
+    quick: Annotated[bool, typer.Option("--quick", help="A shorter text, fewer samples.")] = False,
+    threads: Threads = 0,
+    out: Out = None,
+) -> None:
+    """SmolLM2 over our packed caches beside transformers' quantised caches: tokens/s and quality."""
+    from tokops.bench import opponent_caches
+    from tokops.data import long_text
+    from tokops.hf import model
+
+    if threads:
+        torch.set_num_threads(threads)
+    console, plan = Console(), opponent_caches.QUICK if quick else opponent_caches.FULL
+    try:
+        loaded, tokenizer = model.load_smollm2(torch.float32)
+    except model.ModelError as error:
+        console.print(f"[red]{error}[/]", soft_wrap=True)
+        raise typer.Exit(1) from error
+    ids = tokenizer(long_text(), return_tensors="pt").input_ids[0]
+    with Progress(console=console) as progress:
+        rows = opponent_caches.measure(loaded, ids, plan, stages(progress))
+    facts = run.machine()
+    console.print(opponent_caches.table(rows, plan))
+    console.print(opponent_caches.verdict(rows))
+    console.print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        opponent_caches.write_json(rows, plan, facts, out / "caches.json")
+        console.print(f"wrote {out / 'caches.json'}")
 
 
 def register(app: typer.Typer) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 
-def _stages(progress: Progress) -> Callable[[str, int], Callable[[int], None]]:
+def stages(progress: Progress) -> Callable[[str, int], Callable[[int], None]]:
     """Begins a bar; the function that it returns advances it. Where bars cannot be drawn, a line tells."""
 
     def stage(name: str, total: int) -> Callable[[int], None]:
@@ -25,6 +25,10 @@ def _stages(progress: Progress) -> Callable[[str, int], Callable[[int], None]]:
 
 def demo(
     quick: Annotated[bool, typer.Option("--quick", help="A shorter document and fewer rows.")] = False,
+    compose: Annotated[
+        bool,
+        typer.Option("--compose", help="Show a selection over packed stores instead: two methods at once."),
+    ] = False,
     out: Annotated[pathlib.Path, typer.Option(help="Folder for JSON and picture.")] = pathlib.Path(
         "demo-out"
     ),
@@ -32,35 +36,56 @@ def demo(
 ) -> None:
     """Decode a long document with a real model: speed, bytes read and quality, stock and tokops."""
     from tokops.bench.run import machine
-    from tokops.data import long_text
-    from tokops.demo import report
-    from tokops.demo.plan import DTYPES, FULL, QUICK
-    from tokops.demo.run import run
-    from tokops.hf.model import ModelError, load_smollm2
+    from tokops.hf.model import ModelError
 
     if threads:
         torch.set_num_threads(threads)
-    begin, console, plan = time.perf_counter(), Console(), QUICK if quick else FULL
-    try:
-        loaded = {name: load_smollm2(dtype) for name, dtype in DTYPES.items()}
-    except ModelError as error:
-        console.print(f"[red]{error}[/]", soft_wrap=True)
-        raise typer.Exit(1) from error
-    models, tokenizer = {name: model for name, (model, _) in loaded.items()}, loaded["fp32"][1]
-    ids = tokenizer(long_text(), return_tensors="pt").input_ids[0]
+    begin, console = time.perf_counter(), Console()
+    out.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        result = run(models, ids, plan, _stages(progress))
-    facts = machine()
-    out.mkdir(parents=True, exist_ok=True)
-    report.write_json(result, facts, out / "demo.json")
-    report.picture(result, out / "demo.png")
-    console.print(report.table(result))
-    for sentence in report.sentences(result):
-        console.print(f"- {sentence}")
-    console.print(", ".join(f"{name} {value}" for name, value in facts.items()))
+        try:
+            shown, wrote = (_compose if compose else _demo)(quick, out, stages(progress))
+        except ModelError as error:
+            console.print(f"[red]{error}[/]", soft_wrap=True)
+            raise typer.Exit(1) from error
+    for part in shown:
+        console.print(part)
+    console.print(", ".join(f"{name} {value}" for name, value in machine().items()))
     took = time.perf_counter() - begin
-    console.print(f"wrote {out / 'demo.json'} and {out / 'demo.png'}; {took:.0f} s in all")
+    console.print(f"wrote {' and '.join(map(str, wrote))}; {took:.0f} s in all")
+
+
+def _demo(quick: bool, out: pathlib.Path, stage: Callable) -> tuple[list, list[pathlib.Path]]:
+    """Stock and tokops: what to print, and the files that were written."""
+    from tokops.bench.run import machine
+    from tokops.data import long_text
+    from tokops.demo import plan, report
+    from tokops.demo.run import run
+    from tokops.hf import model
+
+    loaded = {name: model.load_smollm2(dtype) for name, dtype in plan.DTYPES.items()}
+    models, tokenizer = {name: pair[0] for name, pair in loaded.items()}, loaded["fp32"][1]
+    ids = tokenizer(long_text(), return_tensors="pt").input_ids[0]
+    result = run(models, ids, plan.QUICK if quick else plan.FULL, stage)
+    report.write_json(result, machine(), out / "demo.json")
+    report.picture(result, out / "demo.png")
+    said = [f"- {sentence}" for sentence in report.sentences(result)]
+    return [report.table(result), *said], [out / "demo.json", out / "demo.png"]
+
+
+def _compose(quick: bool, out: pathlib.Path, stage: Callable) -> tuple[list, list[pathlib.Path]]:
+    """A selection over stores: what to print, and the file that was written."""
+    from tokops.bench.run import machine
+    from tokops.data import long_text
+    from tokops.demo import compose
+    from tokops.hf import model
+    from tokops.kv.report import write_json
+
+    smollm2, tokenizer = model.load_smollm2(torch.float32)
+    result = compose.run(smollm2, tokenizer, long_text(), compose.QUICK if quick else compose.FULL, stage)
+    write_json(result, machine(), out / "compose.json")
+    return [compose.table(result)], [out / "compose.json"]
 
 
 def register(app: typer.Typer) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .calibrate import _load
-from .demo import _stages
+from .demo import stages
 
 
 def kv(
@@ -54,7 +54,7 @@ def kv(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         try:
-            result = run(loaded, tokenizer, words, entries, plan, _stages(progress))
+            result = run(loaded, tokenizer, words, entries, plan, stages(progress))
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
     facts = machine()
@@ -63,7 +63,7 @@ def kv(
     report.picture(result, out / "kv.png")
     console.print(report.table(result))
     for sentence in report.sentences(result):
-        console.print(f"- {sentence}")
+        console.print(f"- {sentence}", markup=False)
     console.print(", ".join(f"{name} {value}" for name, value in facts.items()))
     took = time.perf_counter() - begin
     console.print(f"wrote {out / 'kv.json'} and {out / 'kv.png'}; {took:.0f} s in all")

@@ -66,6 +66,8 @@ class _RecordingLayer(PagedLayer):
 
 
 class _Recorder(PagedCache):
+    layers: list
+
     def __init__(self, config, plan: Plan, tick: Callable[[int], None]):
         super().__init__(config, plan)
         self.layers = [_RecordingLayer(x.index, x.state, x.window) for x in self.layers]
@@ -86,7 +88,9 @@ def read_prompt(
     """
     own = twin(model)
     with patch(own, Dense()) as run:
-        cache = _Recorder(own.config, run.new_cache(len(ids)).state.plan, tick)
+        plan = run.new_cache().state.plan
+        assert plan is not None
+        cache = _Recorder(own.config, plan, tick)
         cache.prompt_length = len(ids)
         own(ids[None].to(own.device), **{CACHE: cache}, use_cache=True, logits_to_keep=1)
     layers = cache.layers

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from tokops.kvcache.scaling import predict_qid
@@ -12,7 +13,7 @@ from tokops.kvcache.scaling import predict_qid
 from .plan import Row
 from .run import Result
 
-_COLUMNS = ("bytes/token", "of full", "ppl", "KL", "KL predicted", "top-1", "needles", "tokens/s", "x Dense")
+_COLUMNS = ("bytes", "full", "ppl", "KL", "pred.", "top-1", "found", "tok/s", "x")
 #: Parameters without embeddings and training tokens of models for which the law of weights can be told.
 _TRAINED = {"SmolLM2-135M-Instruct": (106e6, 2e12)}
 
@@ -22,33 +23,35 @@ def table(result: Result) -> Table:
     plan = result.plan
     out = Table(
         title=f"cache stores on {result.model} after {plan.tokens} tokens",
-        caption="bytes/token: all layers, with scales, zeros and tables. KL (nats) and top-1: next token against "
-        f"Dense over the last {plan.stretch} tokens, {plan.chunk} a forward; ppl: perplexity of the same tokens. "
-        "KL predicted: by the scaling curve, not measured. x Dense: decode steps timed in turn.",
+        caption="bytes: per token, all layers, with scales, zeros and tables; full: of full precision. ppl, KL (nats) "
+        f"and top-1: next token over the last {plan.stretch} tokens, {plan.chunk} a forward, against Dense. pred.: "
+        "KL by the scaling curve, not measured. found: needles. x: tokens/s over those of Dense, timed in turn.",
         box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
+        padding=0,
     )
-    out.add_column("store", no_wrap=False)
+    out.add_column("store", min_width=18, overflow="fold")
     for name in _COLUMNS:
         out.add_column(name, justify="right", no_wrap=True)
     for row in result.rows:
         if row.refused is None:
-            out.add_row(row.label, *_numbers(row))
+            out.add_row(escape(row.label), *_numbers(row))
         else:
-            out.add_row(f"{row.label}\n[red]cannot run: {row.refused}[/]")
+            out.add_row(escape(row.label), "[red]cannot run[/]")
     return out
 
 
 def _numbers(row: Row) -> tuple[str, ...]:
     found, size, full = row.quality, row.bytes_per_token, row.kv_bytes_full
-    assert found is not None and size is not None and row.kv_bytes is not None and full is not None
+    assert found is not None
+    assert size is not None
+    assert row.kv_bytes is not None
+    assert full is not None
     return (
         f"{size:,.0f}",
-        f"{row.kv_bytes / full:.1%}",
+        f"{row.kv_bytes / full:.0%}",
         f"{found.perplexity:.4g}",
-        f"{found.kl:.1e}",
-        "" if row.predicted_kl is None else f"{row.predicted_kl:.1e}",
+        _kl(found.kl),
+        "" if row.predicted_kl is None else _kl(row.predicted_kl),
         f"{found.top1:.1%}",
         "" if row.needle is None else f"{row.needle.found}/{row.needle.asked}",
         "" if row.tokens_per_second is None else f"{row.tokens_per_second:.1f}",
@@ -56,9 +59,13 @@ def _numbers(row: Row) -> tuple[str, ...]:
     )
 
 
+def _kl(value: float) -> str:
+    return f"{value:.1e}" if value else "0"
+
+
 def sentences(result: Result) -> list[str]:
     """What has to be said beside the table."""
-    out = []
+    out = [f"{row.label} cannot run: {row.refused}" for row in result.rows if row.refused is not None]
     if any(row.label.startswith("Eviction") and row.refused is None for row in result.rows):
         out.append(
             "Eviction is played as a selection over a full cache: its bytes are those of the tokens it keeps, its "
@@ -108,9 +115,20 @@ def picture(result: Result, path: pathlib.Path) -> None:
     from matplotlib import pyplot
 
     rows = [row for row in result.rows if row.quality is not None]
-    figure, (loss, needle) = pyplot.subplots(1, 2, figsize=(13, 6), width_ratios=(3, 2), layout="constrained")
-    _draw_loss(loss, rows)
-    _draw_needles(needle, [row for row in rows if row.needle is not None])
+    figure, (loss, needle) = pyplot.subplots(1, 2, figsize=(14, 6), width_ratios=(3, 2), layout="constrained")
+    colours = pyplot.get_cmap("tab20")
+    looks = [
+        {"marker": _MARKERS.get(_kind(row), "D"), "color": colours(i % 20), "linestyle": "none"}
+        for i, row in enumerate(rows)
+    ]
+    _draw_loss(loss, rows, looks)
+    _draw_needles(needle, rows, looks)
+    for axes in (loss, needle):
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda size, _: f"{size / 1024:g} KiB")
+        axes.set_xlabel("cache per token, all layers, metadata included")
+        axes.grid(alpha=0.3)
+    figure.legend(*loss.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.suptitle(f"memory and quality of cache stores, {result.model} after {result.plan.tokens} tokens")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
@@ -123,44 +141,35 @@ def _kind(row: Row) -> str:
 
 def frontier(rows: Sequence[Row]) -> list[Row]:
     """The rows that no other beats in both bytes and KL, by bytes."""
-    best: list[Row] = []
-    for row in sorted(rows, key=lambda r: (r.bytes_per_token or 0, r.quality.kl if r.quality else 0)):
-        if row.quality is not None and (not best or row.quality.kl < best[-1].quality.kl):  # type: ignore[union-attr]
-            best.append(row)
-    return best
+    best: list[tuple[float, Row]] = []
+    scored = [(row.bytes_per_token or 0.0, row.quality.kl, row) for row in rows if row.quality is not None]
+    for _, kl, row in sorted(scored, key=lambda x: x[:2]):
+        if not best or kl < best[-1][0]:
+            best.append((kl, row))
+    return [row for _, row in best]
 
 
-def _draw_loss(axes, rows: Sequence[Row]) -> None:
-    for row in rows:
-        x, y = row.bytes_per_token, row.quality.kl  # type: ignore[union-attr]
-        marker = _MARKERS.get(_kind(row), "D")
-        (line,) = axes.plot([x], [y], marker=marker, linestyle="none", markersize=7)
-        axes.annotate(row.label, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=6)
+def _draw_loss(axes, rows: Sequence[Row], looks: Sequence[dict]) -> None:
+    for row, look in zip(rows, looks, strict=True):
+        axes.plot([row.bytes_per_token], [row.quality.kl], markersize=8, label=row.label, **look)  # type: ignore[union-attr]
         if row.predicted_kl is not None:
-            axes.plot([x], [row.predicted_kl], marker="_", color=line.get_color(), markersize=12)
+            dash = {**look, "marker": "_"}
+            axes.plot([row.bytes_per_token], [row.predicted_kl], markersize=16, **dash)
     best = frontier(rows)
     xs, ys = [row.bytes_per_token for row in best], [row.quality.kl for row in best if row.quality]
     axes.step(xs, ys, where="post", color="#888888", linewidth=0.8, linestyle="--", label="frontier")
-    axes.plot([], [], marker="_", color="#444444", linestyle="none", label="predicted by the scaling curve")
-    axes.set_xscale("log", base=2)
+    axes.plot([], [], marker="_", color="#444444", linestyle="none", label="predicted by the curve")
     axes.set_yscale("symlog", linthresh=1e-5)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("bytes per token, all layers, metadata included")
+    axes.set_ylim(0, 3 * max([1e-5, *(row.quality.kl for row in rows if row.quality)]))
     axes.set_ylabel("KL to Dense, nats")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
 
 
-def _draw_needles(axes, rows: Sequence[Row]) -> None:
-    for row in rows:
-        x, y = row.bytes_per_token, row.needle.accuracy  # type: ignore[union-attr]
-        axes.plot([x], [y], marker=_MARKERS.get(_kind(row), "D"), linestyle="none", markersize=7)
-        axes.annotate(row.label, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=6)
-    axes.set_xscale("log", base=2)
+def _draw_needles(axes, rows: Sequence[Row], looks: Sequence[dict]) -> None:
+    for row, look in zip(rows, looks, strict=True):
+        if row.needle is not None:
+            axes.plot([row.bytes_per_token], [row.needle.accuracy], markersize=8, **look)
     axes.set_ylim(0, 1.05)
-    axes.set_xlabel("bytes per token")
     axes.set_ylabel("needles found")
-    axes.grid(alpha=0.3)
 
 
 def write_json(result: Result, machine: dict, path: pathlib.Path) -> None:

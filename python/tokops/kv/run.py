@@ -20,8 +20,6 @@ from .stores import Entry
 #: Begins a piece of work of a known size and returns the function that counts it down.
 Stage = Callable[[str, int], Callable[[int], None]]
 DENSE = "Dense"
-#: What a store that cannot run on a model raises.
-Refusal = (ValueError, NotImplementedError)
 
 
 @dataclass
@@ -105,6 +103,13 @@ def _check(model, ids, plan):
         )
 
 
+def _refusal(entry: Entry, error: Exception) -> bool:
+    """Whether an error says that a store cannot run here; any other RuntimeError is a fault of ours."""
+    named = any(str(error).startswith(f"{type(method).__name__}:") for method in entry.methods)
+    fault = isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError)
+    return entry.label != DENSE and (named or not fault)
+
+
 def _timed(row: Row, speed: Speed | None, dense: Speed) -> Row:
     if speed is None:
         return row
@@ -144,8 +149,8 @@ class _Work:
         tick = self.stage(entry.label, self.plan.stretch + self.plan.needles)
         try:
             return self._measure(entry, tick)
-        except Refusal as error:
-            if entry.label == DENSE:
+        except (ValueError, NotImplementedError, RuntimeError) as error:
+            if not _refusal(entry, error):
                 raise
             return Row(entry.label, refused=str(error))
 

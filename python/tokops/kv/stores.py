@@ -23,6 +23,7 @@ _DEFAULT = (
     "MiKV(low=2)",
     "Eviction(ratio=0.25)",
     "MiniCache",
+    "MiniCache(guard='force')",
 )
 _QUICK = (
     "Dense",

@@ -1,0 +1,172 @@
+"""The benchmark of packed caches: int8 and int4 pages beside our own bf16 kernel and the read bandwidth."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tokops.attention import Part, packed_decode, paged_decode
+from tokops.kvcache import Codec, kv_append, kv_dequantize
+
+from .attention import Bar, Case, Peers, Workload, agree, as_pages, inputs, lengths
+
+_PAGE = 64
+_SHAPES = ((9, 3, 64), (32, 8, 128))
+_LENGTH = 8128
+
+
+def _group(kind: str) -> int:
+    """Dimensions that share a scale."""
+    return 32 if kind == "int2" else 64
+
+
+class _Pools:
+    """One sequence in packed pages: keys and values of one codec."""
+
+    def __init__(self, kind: str, k: Tensor, v: Tensor):
+        heads, length, dim = k.shape[1:]
+        self.codec = Codec(kind, group=_group(kind))
+        pages = -(-length // _PAGE)
+        self.keys = self.codec.empty(pages, heads, _PAGE, dim, device=k.device)
+        self.values = self.codec.empty(pages, heads, _PAGE, dim, device=k.device)
+        self.table = torch.arange(pages, dtype=torch.int32, device=k.device)[None]
+        self.lens = lengths([length], k.device)
+        self.append(k.transpose(1, 2), v.transpose(1, 2))
+
+    def append(self, k: Tensor, v: Tensor) -> None:
+        """Write the last tokens ``[1, T, Hkv, D]``."""
+        code = self.codec.write_code
+        kv_append(*self.keys, *self.values, self.table, self.lens, k, v, k_codec=code, v_codec=code)
+
+    @property
+    def part(self) -> Part:
+        (k, k_scale, k_zero), (v, v_scale, v_zero) = self.keys, self.values
+        scales = {"k_scale": k_scale, "k_zero": k_zero, "v_scale": v_scale, "v_zero": v_zero}
+        there = {name: x for name, x in scales.items() if x.numel()}
+        return Part(k, v, self.table, self.lens, self.codec.code, self.codec.code, **there)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Everything that attention reads."""
+        return tuple(x for x in (*self.keys, *self.values) if x.numel())
+
+    def decoded(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The pages in full precision."""
+        dim = like.shape[-1]
+        pair = (kv_dequantize(*x, None, self.codec.code, dim) for x in (self.keys, self.values))
+        k, v = (x.to(like.dtype) for x in pair)
+        return k, v
+
+
+def _decode(
+    pools: _Pools, q: Tensor, lens: Tensor, q_int8: bool = False, **selection
+) -> Callable[[], Tensor]:
+    parts = [pools.part]
+    return lambda: packed_decode(q, parts, lens, q_int8=q_int8, **selection)[0]
+
+
+def packed(hq, hkv, d, length, kind, q_int8, device) -> Workload:
+    """Dense decode over packed pages, beside the wider kernels: bf16, and int8 for int4."""
+    q, k, v, _, lens = inputs(1, hq, hkv, d, length, torch.bfloat16, device)
+    pools = _Pools(kind, k, v)
+    ours = _decode(pools, q, lens, q_int8)
+    k_pages, v_pages, table = as_pages(k, v, _PAGE)
+    peers: Peers = {"our bf16": partial(paged_decode, q, k_pages, v_pages, table, lens)}
+    if kind == "int4":
+        peers["our int8"] = _decode(_Pools("int8", k, v), q, lens, q_int8)
+    if q_int8:
+        peers["our exact query"] = _decode(pools, q, lens)
+
+    def check():
+        want = paged_decode(q.float(), *(x.float() for x in pools.decoded(q.float())), pools.table, lens)[0]
+        if q_int8:  # the query is rounded to 8 bits
+            torch.testing.assert_close(ours().float(), want, rtol=5e-2, atol=2e-2)
+        else:
+            agree(ours(), want.to(q.dtype))
+
+    return Workload(ours, peers, pools.tensors, check)
+
+
+def selected(hq, hkv, d, length, k_selected, kind, device) -> Workload:
+    """Decode over a list per KV head out of packed pages, beside all of them and a decoded copy of the list."""
+    q, k, v, _, lens = inputs(1, hq, hkv, d, length, torch.bfloat16, device)
+    pools = _Pools(kind, k, v)
+    generator = torch.Generator().manual_seed(5)
+    lists = [torch.randperm(length, generator=generator)[:k_selected].sort().values for _ in range(hkv)]
+    positions = torch.stack(lists)[None, None].int().to(device)
+    counts = torch.full((1, 1, hkv), k_selected, dtype=torch.int32, device=device)
+    ours = _decode(pools, q, lens, selected=positions, counts=counts)
+
+    def copied() -> Tensor:
+        decoded = pools.decoded(q)
+        chosen = {"selected": positions, "counts": counts}
+        return paged_decode(q, *decoded, pools.table, lens, **chosen)[0]
+
+    peers: Peers = {f"our dense {kind}": _decode(pools, q, lens), "dequantise, then select": copied}
+
+    def check():
+        agree(ours(), copied())
+
+    return Workload(ours, peers, pools.tensors, check, k_selected / length)
+
+
+def append(hkv, d, rows, kind, device) -> Workload:
+    """Quantising new tokens into pages, beside the same codes in plain torch without writing them anywhere."""
+    _, k, v, _, _ = inputs(1, hkv, hkv, d, max(rows, _PAGE), torch.bfloat16, device)
+    pools = _Pools(kind, k, v)
+    new = [x.transpose(1, 2)[:, -rows:] for x in (k, v)]
+
+    def plain() -> list[Tensor]:
+        return [_plain_codes(x, pools.codec) for x in new]
+
+    def check():
+        want = plain()[0][0].transpose(0, 1)  # [Hkv, T, D]
+        codes = kv_dequantize(*pools.keys, None, pools.codec.code, d).transpose(0, 1).flatten(1, 2)
+        scale = pools.keys[1].float().transpose(0, 1).flatten(1, 2)
+        low = pools.keys[2].float().transpose(0, 1).flatten(1, 2)
+        group = pools.codec.group
+        got = ((codes.unflatten(-1, (-1, group)) - low[..., None]) / scale[..., None]).round().flatten(-2)
+        # Scales are rounded to float16 in between, which moves a code by one at most.
+        assert (got[:, -rows:] - want).abs().max() <= 1, "kv_append and plain torch chose different codes"
+
+    peers: Peers = {"plain torch": plain}
+    return Workload(lambda: pools.append(*new), peers, tuple(x.contiguous() for x in new), check)
+
+
+def _plain_codes(x: Tensor, codec: Codec) -> Tensor:
+    groups = x.float().unflatten(-1, (-1, codec.group))
+    low, high = groups.aminmax(dim=-1, keepdim=True)
+    scale = ((high - low) / (codec.levels - 1)).clamp_min(1e-8)
+    return ((groups - low) / scale).round().flatten(-2)
+
+
+def cases(device: str = "cpu", quick: bool = False) -> Iterator[Case]:
+    """The acceptance table: one case per shape, codec and kind of query.
+
+    Args:
+        device: "cpu" or "cuda".
+        quick: the first shape, exact queries and one token only.
+    """
+    for (hq, hkv, d), least, least_int8 in zip(_SHAPES, (1.3, 1.5), (1.4, 1.7), strict=True):
+        shape = f"{hq}/{hkv}x{d} L{_LENGTH}"
+        for q_int8 in (False,) if quick else (False, True):
+            query = " int8 query" if q_int8 else ""
+            bf16 = Bar("our bf16", least_int8 if q_int8 else least)
+            int8 = Bar("our int8", 1.25 if q_int8 else 1.1)
+            for kind, bar in (("int8", bf16), ("int4", int8)):
+                build = partial(packed, hq, hkv, d, _LENGTH, kind, q_int8, device)
+                yield Case(f"{kind} {shape}{query}", (bar,), build)
+        if quick:
+            break
+        for kind in ("int2", "fp8_e4m3"):
+            yield Case(f"{kind} {shape}", (), partial(packed, hq, hkv, d, _LENGTH, kind, False, device))
+    yield Case(
+        "int4 selected 1024 of 16384",
+        (Bar("our dense int4", 6.0),),
+        partial(selected, 32, 8, 128, 16384, 1024, "int4", device),
+    )
+    for rows in (1,) if quick else (1, _LENGTH):
+        for kind in ("int8", "int4"):
+            build = partial(append, 8, 128, rows, kind, device)
+            yield Case(f"kv_append {kind} {rows} tokens 8x128", (), build)
