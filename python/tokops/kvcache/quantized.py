@@ -55,9 +55,13 @@ class QuantizedLayout(Layout):
         """Add one layer's bytes per token and per group of tokens to what is reported."""
         self.layers += 1
         self.full_token_bytes += 2 * heads * dim * itemsize
+        self.count_packed(heads, dim, itemsize)
+
+    def count_packed(self, heads: int, dim: int, itemsize: int, layers: int = 1) -> None:
+        """Add what packed tokens of so many layers take."""
         for codec in (self.keys, self.values):
-            self.packed_token_bytes += heads * codec.row_bytes(dim, itemsize)
-            scales = codec.scale_dtype.itemsize * (2 if codec.has_zero else 1)
+            self.packed_token_bytes += layers * heads * codec.row_bytes(dim, itemsize)
+            scales = layers * codec.scale_dtype.itemsize * (2 if codec.has_zero else 1)
             if codec.geometry == "token":
                 self.packed_token_bytes += heads * dim // codec.group * scales
             elif codec.geometry == "channel":
@@ -75,7 +79,7 @@ class QuantizedStore:
     def reset(self) -> None:
         """Hold nothing."""
         self.kv_heads = 0
-        self._pools: list[tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]] = []
+        self._pools: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = []  # of keys, of values
         self._frozen: list[tuple[Tensor, Tensor] | None] = [None, None]  # scales per head
         self._tail: Tail | None = None
         self._sinks: tuple[Tensor, Tensor] | None = None  # [B, sinks, Hkv, D]
@@ -119,10 +123,7 @@ class QuantizedStore:
         if self._pending is None:
             return
         layout = self.layout
-        k, v = self._pending
-        if layout.tail_end > layout.tail_begin:
-            old = self._tail.read(layout.tail_begin, layout.tail_end)
-            k, v = (torch.cat(pair, 1) for pair in zip(old, (k, v), strict=True))
+        k, v = self._unpacked()
         self.follow()
         for segment in layout.after:
             first, last = segment.begin - layout.packed, segment.end - layout.packed
@@ -130,6 +131,14 @@ class QuantizedStore:
         rest = layout.absorbed - layout.packed
         self._tail = Tail(k[:, rest:], v[:, rest:], layout.absorbed_capacity)
         self._pending = self._flat = None
+
+    def _unpacked(self):
+        """Tokens from the cut on while a prompt is read: those of the tail, then the prompt's."""
+        layout = self.layout
+        if layout.tail_end == layout.tail_begin:
+            return self._pending
+        old = self._tail.read(layout.tail_begin, layout.tail_end)
+        return tuple(torch.cat(pair, 1) for pair in zip(old, self._pending, strict=True))
 
     def _start(self, k):
         batch, _, self.kv_heads, self._dim = k.shape
@@ -176,7 +185,7 @@ class QuantizedStore:
     def _grown(self, codec, pool, pages):
         grown = self._new_pool(codec, pages)
         for new, old in zip(grown, pool, strict=True):
-            if new.dim() == 4 and new is not old and old.shape[0] > 1:
+            if new.dim() == 4 and new is not old:
                 new[: old.shape[0]] = old
         return grown
 
@@ -188,8 +197,12 @@ class QuantizedStore:
                 self._freeze(side, codec, x)
                 keys, values = self._pools[segment.slab]
         kv_append(
-            *keys,
-            *values,
+            keys[0],
+            keys[1],
+            keys[2],
+            values[0],
+            values[1],
+            values[2],
             layout.slabs[segment.slab].table.table,
             segment.seq_lens,
             k,
@@ -239,22 +252,7 @@ class QuantizedStore:
         if self._sinks is not None and layout.packed:
             k, v = (x.transpose(1, 2) for x in self._sinks)
             parts.append(Part(k, v, layout.rows, layout.sink_lens, first=layout.sink_first))
-        for i, (slab, (keys, values)) in enumerate(zip(layout.slabs, self._pools, strict=False)):
-            lens, first, begin = layout.slab_tensors(i)
-            parts.append(
-                Part(
-                    keys[0],
-                    values[0],
-                    slab.table.table,
-                    lens,
-                    layout.keys.code,
-                    layout.values.code,
-                    **_scales("k", keys),
-                    **_scales("v", values),
-                    first=first,
-                    begin=begin,
-                )
-            )
+        parts += [self._slab_part(i) for i in range(min(len(layout.slabs), len(self._pools)))]
         if self._tail is not None and layout.tail_end > layout.tail_begin:
             tail = {"first": layout.tail_first, "begin": layout.tail_slot}
             parts.append(Part(self._tail.k, self._tail.v, layout.rows, layout.tail_lens, **tail))
@@ -262,6 +260,23 @@ class QuantizedStore:
             k, v = (x.transpose(1, 2) for x in self._pending)
             parts.append(Part(k, v, layout.rows, layout.pending_lens, first=layout.pending_first))
         return parts
+
+    def _slab_part(self, index: int) -> Part:
+        layout = self.layout
+        keys, values = self._pools[index]
+        lens, first, begin = layout.slab_tensors(index)
+        return Part(
+            keys[0],
+            values[0],
+            layout.slabs[index].table.table,
+            lens,
+            layout.keys.code,
+            layout.values.code,
+            **_scales("k", keys),
+            **_scales("v", values),
+            first=first,
+            begin=begin,
+        )
 
     def flat_parts(self) -> tuple[list[Tensor], list[int]]:
         if self._flat is None or self._flat[0] != self.layout.version or self._pending is not None:
@@ -276,23 +291,21 @@ class QuantizedStore:
         begin, end = restored
         if begin == end:
             return
+        k, v = self._with_sinks(begin, *self._restored(begin, end))
+        self._tail = Tail(k, v, self.layout.tail_capacity)
+
+    def _restored(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """Packed tokens ``[begin, end)`` of one page, decoded to ``[B, T, Hkv, D]``."""
         slab = next(i for i, s in enumerate(self.layout.slabs) if s.first <= begin < s.first + s.span)
         table, size = self.layout.slabs[slab].table, self.layout.page
         first = begin - self.layout.slabs[slab].first
         column = torch.from_numpy(table.pages[:, first // size]).long().to(self._device)
-        out = []
+        out: list[Tensor] = []
         for codec, pool in zip((self.layout.keys, self.layout.values), self._pools[slab], strict=True):
-            page = [x[column] if x.dim() == 4 and x.shape[0] > 1 else x for x in pool]
-            x = (
-                page[0].float()
-                if codec.kind == "full"
-                else kv_dequantize(
-                    page[0], page[1], page[2] if page[2].numel() else None, None, codec.code, self._dim
-                )
-            )
-            x = x[:, :, first % size : first % size + end - begin]
+            page = [x[column] if x.dim() == 4 and len(x) == len(pool[0]) else x for x in pool]
+            x = self._decoded(codec, page)[:, :, first % size : first % size + end - begin]
             out.append(x.transpose(1, 2).to(self._dtype))
-        self._tail = Tail(*self._with_sinks(begin, *out), self.layout.tail_capacity)
+        return out[0], out[1]
 
     def _decoded(self, codec, page):
         if codec.kind == "full":
@@ -320,7 +333,7 @@ class QuantizedStore:
             self._sinks = (self._sinks[0][rows], self._sinks[1][rows])
 
 
-def _scales(side: str, pool: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor | None]:
+def _scales(side: str, pool: tuple[Tensor, ...]) -> dict[str, Tensor | None]:
     return {
         f"{side}_scale": pool[1] if pool[1].numel() else None,
         f"{side}_zero": pool[2] if pool[2].numel() else None,
