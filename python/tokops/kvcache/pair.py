@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 #: Fewer tokens of a sequence are not merged: nothing can be said of their range of distances.
 LEAST_TOKENS = 8
 _PAGE_CAP = 0.2  # share of a page that is retained at most, once thresholds are frozen
+_BELOW = -1.0  # any distance is more than that
 _GUARDS = ("refuse", "skip", "force")
 
 
@@ -175,13 +176,13 @@ class Pair:
         for limit, x in zip(self._thresholds, distances, strict=True):
             if any(first):
                 limit.copy_(torch.where(fresh, minicache_threshold(x, rule.gamma, starts=starts), limit))
-            x = x.masked_fill(sink, -torch.inf)
+            x = x.masked_fill(sink, _BELOW)
             above |= minicache_retain(x, rule.gamma, sinks=0, starts=starts, threshold=limit)
         if any(self._frozen):
-            key = torch.maximum(*distances).masked_fill(~above, -torch.inf)
+            key = torch.maximum(*distances).masked_fill(~above, _BELOW)
             cap = max(_PAGE_CAP, rule.gamma)  # gamma 1 retains everything
             capped = minicache_retain(
-                key, sinks=0, starts=starts, threshold=-torch.inf, cap=cap, page=self.layout.page
+                key, sinks=0, starts=starts, threshold=_BELOW, cap=cap, page=self.layout.page
             )
             above = torch.where(fresh[..., None], above, capped)
         self._frozen = [old or new for old, new in zip(self._frozen, first, strict=True)]

@@ -61,6 +61,8 @@ class QuantizedLayout(Layout):
         """Add what packed tokens of so many layers take."""
         for codec in (self.keys, self.values):
             self.packed_token_bytes += layers * heads * codec.row_bytes(dim, itemsize)
+            if codec.kind == "full":
+                continue
             scales = layers * codec.scale_dtype.itemsize * (2 if codec.has_zero else 1)
             if codec.geometry == "token":
                 self.packed_token_bytes += heads * dim // codec.group * scales

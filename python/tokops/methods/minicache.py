@@ -102,4 +102,5 @@ class MiniCache(Method):
             codec.check(shape.head_dim, page_size)
         layers = [layer for layer in shape.full_layers if layer >= start]
         pairs = list(zip(layers[::2], layers[1::2], strict=False))
-        return PairLayout(pairs, self.rule, keys, values, page=page_size, sinks=self.sinks, residual=residual)
+        sinks = self.sinks if pairs or self.bits else 0  # all else is in full precision anyway
+        return PairLayout(pairs, self.rule, keys, values, page=page_size, sinks=sinks, residual=residual)
