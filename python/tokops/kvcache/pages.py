@@ -52,6 +52,10 @@ class PageTable:
     def pages_in_use(self) -> int:
         return int((self._holders > 0).sum())
 
+    def notes(self) -> list[str]:
+        """Pages have nothing to tell; see :meth:`tokops.kvcache.layout.Layout.notes`."""
+        return []
+
     def live_bytes(self) -> int:
         """Bytes of the tokens in the pages, in all layers that follow this table."""
         return self.live_tokens() * self.token_bytes

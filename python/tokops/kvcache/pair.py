@@ -120,8 +120,8 @@ class Pair:
         raise RuntimeError(
             f"MiniCache: layers {self.layers[0]} and {self.layers[1]} are not alike: between their keys lie "
             f"{means[0]:.3f}, between their values {means[1]:.3f} (mean angle over pi; 0.5 is orthogonal), and "
-            f"max_distance is {rule.max_distance:.3f}. Merging them would damage the model. guard='skip' merges the "
-            "pairs that are alike alone, guard='force' merges these too"
+            f"max_distance is {rule.max_distance:.3f}. Merging them would damage the model. guard='skip' merges "
+            "only pairs that are alike, guard='force' merges all"
         )
 
     def _visible(self, begin: int, like: Tensor) -> Tensor:
