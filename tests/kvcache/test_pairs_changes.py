@@ -11,6 +11,7 @@ from .merge_oracle import (
     HALF,
     PAGE,
     PROMPT,
+    RANGES,
     alike,
     by_hand,
     cache,
@@ -172,3 +173,17 @@ def test_a_pool_of_one_page_is_shared_cropped_and_copied(guard):
             assert torch.equal(got, x[[0, 0]])
         for got, x in zip(cropped.held(layer)[:2], before[layer], strict=False):
             torch.testing.assert_close(got, x[[0, 0], :, :150], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("starts", [(0, 0), (0, 19)])
+def test_thresholds_follow_their_sequences(starts):
+    """Rows change places between the prompt, which sets thresholds (not of a row that sees too little), and pages."""
+    tokens, rule = random_tokens(), {"gamma": 0.3}
+    layers = cache(**rule)
+    given = torch.tensor(starts, dtype=torch.int32)
+    layers.forward([[x[:, :PROMPT] for x in layer] for layer in tokens], prompt=True, starts=given)
+    layers.select([1, 0])
+    tokens = [[x[[1, 0]] for x in layer] for layer in tokens]
+    for at in range(PROMPT, 61):
+        layers.forward([[x[:, at : at + 1] for x in layer] for layer in tokens])
+    check_held(layers.held, tokens, by_hand(tokens, RANGES, rule, starts=starts[::-1]), 0.6, starts[::-1])
