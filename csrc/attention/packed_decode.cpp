@@ -186,8 +186,8 @@ void check_part_values(const PackedDecode& d, const Part& p, size_t i) {
   const int64_t cap = int64_t(p.pages) * p.P;
   for (int64_t b = 0; b < d.base.B; ++b) {
     const int64_t length = d.base.seq_lens[b];
-    STD_TORCH_CHECK((!p.first || p.first[b] >= 0) && (!p.begin || p.begin[b] >= 0), kOp, ": ", name_of(i, "first"),
-                    " and begin must be >= 0, sequence ", b, " has others");
+    STD_TORCH_CHECK((!p.first || p.first[b] >= 0) && (!p.begin || p.begin[b] >= 0), kOp, ": ",
+                    name_of(i, "first"), " and begin must be >= 0, sequence ", b, " has others");
     for (int64_t h = 0; h < d.base.Hkv; ++h) {
       const int64_t n = p.lens[b * p.lens_b + h * p.lens_h];
       STD_TORCH_CHECK(n >= 0 && n <= cap, kOp, ": ", name_of(i, "lens"), " must be 0..", cap,
@@ -243,7 +243,7 @@ std::tuple<Tensor, Tensor, Tensor> packed_decode_op(
   fill_arguments(d.base, a, heads);
   d.base.P = 1, d.base.pages = INT32_MAX;  // lengths are logical: no pool bounds them
   d.base.v = d.base.q;                     // any address: values are read
-  d.base.rotate = rotate, d.q_int8 = q_int8, d.n_parts = int32_t(n);
+  d.base.rotate = rotate, d.base.q_int8 = q_int8, d.n_parts = int32_t(n);
   for (size_t i = 0; i < n; ++i) d.parts[i] = part_of(parts[i], i, a.q, heads);
   if (kOnHost) {
     check_page_values(kOp, PageValues{nullptr, 0, 0, d.base.seq_lens, 1, 0, d.base.B, heads, 1,

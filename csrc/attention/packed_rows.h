@@ -168,30 +168,28 @@ inline void packed_dots(const float* q, int q_stride, int groups, int units,
                         const uint8_t* const* k, const float* scale, int scale_stride, float* s,
                         int stride) {
   using U = Unpack<C>;
-  Vec total[R * J + 3];
-  for (int i = 0; i < R * J + 3; ++i) total[i] = zero();
+  constexpr int kSums = (R * J + 3) / 4 * 4;
+  Vec total[kSums];
+  for (int i = 0; i < kSums; ++i) total[i] = zero();
   for (int g = 0, u = 0; g < groups; ++g) {
     Vec acc[R][J];
     for (int r = 0; r < R; ++r)
       for (int j = 0; j < J; ++j) acc[r][j] = zero();
-    for (const int end = u + units; u < end; ++u) {
-      Vec x[J][U::kVecs];
-      for (int j = 0; j < J; ++j) U::load(k[j], u, x[j]);
-      for (int i = 0; i < U::kVecs; ++i) {
-        const float* at = q + U::offset(u, i);
-        for (int r = 0; r < R; ++r) {
-          const Vec y = load(at + r * q_stride);
-          for (int j = 0; j < J; ++j) acc[r][j] = fma(y, x[j][i], acc[r][j]);
-        }
+    for (const int end = u + units; u < end; ++u)
+      for (int j = 0; j < J; ++j) {
+        Vec x[U::kVecs];
+        U::load(k[j], u, x);
+        for (int i = 0; i < U::kVecs; ++i)
+          for (int r = 0; r < R; ++r)
+            acc[r][j] = fma(load(q + r * q_stride + U::offset(u, i)), x[i], acc[r][j]);
       }
-    }
     for (int r = 0; r < R; ++r)
       for (int j = 0; j < J; ++j)
         total[r * J + j] =
             One ? acc[r][j] : fma(acc[r][j], splat(scale[g * scale_stride + j]), total[r * J + j]);
   }
-  float sums[R * J + 3];
-  for (int i = 0; i < R * J; i += 4)
+  float sums[kSums];
+  for (int i = 0; i < kSums; i += 4)
     store_sums(sums + i, total[i], total[i + 1], total[i + 2], total[i + 3]);
   for (int r = 0; r < R; ++r)
     for (int j = 0; j < J; ++j) s[r * stride + j] = sums[r * J + j];
@@ -203,16 +201,14 @@ template <Codec C, bool One>
 inline void packed_scores(const float* q, int q_stride, int rows, int groups, int units,
                           const uint8_t* const* k, int n, const float* scale, int scale_stride,
                           float* s, int stride, Ahead& ahead) {
-  constexpr int kVecs = Unpack<C>::kVecs;
-#if defined(__AVX512F__)
-  constexpr int kRows = 4, kKeys = 4 / kVecs;  // sums and codes that the registers hold
-#else
-  constexpr int kRows = 4, kKeys = kVecs == 4 ? 1 : 2;
-#endif
   for (int j = 0; j < n; j += 4) {
     ahead.call(4);
-    in_blocks<kRows>(rows, [&](int r, auto count) {
-      constexpr int R = decltype(count)::value, J = R <= 2 && kVecs < 4 ? 4 / kVecs : kKeys;
+    in_blocks<4>(rows, [&](int r, auto count) {
+#if defined(__AVX512F__)
+      constexpr int R = decltype(count)::value, J = 4;
+#else
+      constexpr int R = decltype(count)::value, J = R == 4 ? 2 : 4;  // sums that the registers hold
+#endif
       for (int i = j; i < j + 4; i += J)
         packed_dots<C, One, R, J>(q + r * q_stride, q_stride, groups, units, k + i, scale + i,
                                   scale_stride, s + r * stride + i, stride);
@@ -224,17 +220,21 @@ inline void packed_scores(const float* q, int q_stride, int rows, int groups, in
 // units.
 template <Codec C, int R, int N>
 inline void packed_weighted(const float* w, int ws, const uint8_t* const* v, int n, int unit,
-                            const float* keep, const float* add, float* out, int os) {
+                            const float* keep, const float* add, float* out, int os, Ahead& ahead) {
   using U = Unpack<C>;
   Vec acc[R][N * U::kVecs];
   for (int r = 0; r < R; ++r)
     for (int i = 0; i < N * U::kVecs; ++i) acc[r][i] = splat(add[r]);
   for (int j = 0; j < n; ++j) {
-    Vec x[N * U::kVecs];
-    for (int i = 0; i < N; ++i) U::load(v[j], unit + i, x + i * U::kVecs);
-    for (int r = 0; r < R; ++r) {
-      const Vec y = splat(w[r * ws + j]);
-      for (int i = 0; i < N * U::kVecs; ++i) acc[r][i] = fma(y, x[i], acc[r][i]);
+    if (unit == 0) ahead.call(1);
+    Vec y[R];
+    for (int r = 0; r < R; ++r) y[r] = splat(w[r * ws + j]);
+    for (int i = 0; i < N; ++i) {
+      Vec x[U::kVecs];
+      U::load(v[j], unit + i, x);
+      for (int m = 0; m < U::kVecs; ++m)
+        for (int r = 0; r < R; ++r)
+          acc[r][i * U::kVecs + m] = fma(y[r], x[m], acc[r][i * U::kVecs + m]);
     }
   }
   for (int r = 0; r < R; ++r)
@@ -248,21 +248,22 @@ inline void packed_weighted(const float* w, int ws, const uint8_t* const* v, int
 template <Codec C>
 inline void packed_values(const float* w, int ws, int rows, const uint8_t* const* v, int n,
                           int unit, int end, const float* keep, const float* add, float* out,
-                          int os) {
+                          int os, Ahead& ahead) {
   constexpr int kVecs = Unpack<C>::kVecs;
 #if defined(__AVX512F__)
-  constexpr int kRows = 8, kWide = 4;
+  constexpr int kRows = 8,
+                kWide = 4;  // rows whose sums the registers hold, by two and four vectors
 #else
   constexpr int kRows = kVecs == 4 ? 2 : 4, kWide = 2;
 #endif
   in_blocks<kRows>(rows, [&](int r, auto count) {
-    constexpr int R = decltype(count)::value,
-                  N = (R <= kWide ? 4 : 2) / kVecs > 0 ? (R <= kWide ? 4 : 2) / kVecs : 1;
+    constexpr int R = decltype(count)::value, kSums = R <= kWide ? 4 : 2,
+                  N = kSums > kVecs ? kSums / kVecs : 1;
     int u = unit;
     for (; u + N <= end; u += N)
-      packed_weighted<C, R, N>(w + r * ws, ws, v, n, u, keep + r, add + r, out + r * os, os);
+      packed_weighted<C, R, N>(w + r * ws, ws, v, n, u, keep + r, add + r, out + r * os, os, ahead);
     for (; u < end; ++u)
-      packed_weighted<C, R, 1>(w + r * ws, ws, v, n, u, keep + r, add + r, out + r * os, os);
+      packed_weighted<C, R, 1>(w + r * ws, ws, v, n, u, keep + r, add + r, out + r * os, os, ahead);
   });
 }
 

@@ -1,7 +1,7 @@
 // Scores and values of one tile of packed keys, scales and zeros included. For .isa.cpp files.
 #pragma once
 #include "attention/decode_task.h"
-#include "attention/packed_rows.h"
+#include "attention/packed_dot16.h"
 
 namespace tokops {
 namespace {
@@ -18,6 +18,9 @@ struct PackedScratch {
   alignas(64) float w[kMaxRows * kTile], q[kMaxRows * kMaxDim], tmp[kMaxRows * kMaxDim];
   float sums[kMaxRows * kMaxGroups];  // of the queries by group, [row][group]
   float add[kMaxRows], none[kMaxRows];
+  bool by_integers;  // q16 and q_scale hold the queries too
+  alignas(64) int16_t q16[kMaxRows * kMaxDim];
+  float q_scale[kMaxRows];
 };
 
 inline float stored(const Side& x, const void* data, int64_t at) {
@@ -35,15 +38,54 @@ inline float zero_at(const Side& x, int64_t at) {
 
 inline int groups_of(const Side& x, int dim) { return x.channel ? 1 : dim / x.group; }
 
+// The scales of a run of keys that lie one behind the other, one or two groups each, eight keys at
+// a time.
+inline bool load_run(const Side& x, const void* data, int64_t at, int n, int groups, float factor,
+                     float* out) {
+#if defined(__AVX2__)
+  if (x.wide_scale || n % 8 || x.s_g != 1 || x.s_p != groups || groups > 2) return false;
+  const f16* from = static_cast<const f16*>(data) + at;
+  const __m256 f = _mm256_set1_ps(factor);
+  const auto eight = [&](int i) {
+    return _mm256_mul_ps(
+        _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))), f);
+  };
+  for (int j = 0; j < n; j += 8) {
+    const __m256 a = eight(j * groups);
+    if (groups == 1) {
+      _mm256_storeu_ps(out + j, a);
+      continue;
+    }
+    const __m256 b = eight(j * 2 + 8);
+    const auto order = [](__m256 y) {
+      return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(y), 0xd8));
+    };
+    _mm256_storeu_ps(out + j, order(_mm256_shuffle_ps(a, b, 0x88)));
+    _mm256_storeu_ps(out + kTile + j, order(_mm256_shuffle_ps(a, b, 0xdd)));
+  }
+  return true;
+#else
+  return false;
+#endif
+}
+
 // Token geometry. Keys behind n get zeros.
 void load_scales(const Side& x, const Rows& t, int hkv, int groups, TileScales& y) {
+  const auto place = [&](int j) {
+    return t.spot[j].page * x.s_n + hkv * x.s_h + t.spot[j].slot * x.s_p;
+  };
+  bool run = t.spot[t.n - 1].page == t.spot[0].page &&
+             t.spot[t.n - 1].slot - t.spot[0].slot == t.n - 1 &&
+             load_run(x, x.scale, place(0), t.n, groups, x.codec == Codec::e4m3 ? 256 : 1, y.scale);
+  if (run && x.zero) run = load_run(x, x.zero, place(0), t.n, groups, 1, y.zero);
+  if (run && !x.zero)
+    run = load_run(x, x.scale, place(0), t.n, groups, x.codec == Codec::int8 ? -128 : 0, y.zero);
   const int width = round_up(t.n, 16);
   for (int g = 0; g < groups; ++g) {
     float *scale = y.scale + g * kTile, *zero = y.zero + g * kTile;
-    for (int j = 0; j < t.n; ++j) {
-      const int64_t at = t.spot[j].page * x.s_n + hkv * x.s_h + t.spot[j].slot * x.s_p + g * x.s_g;
-      scale[j] = scale_at(x, at);
-      zero[j] = zero_at(x, at);
+    for (int j = 0; j < t.n && !run; ++j) {
+      scale[j] = scale_at(x, place(j) + g * x.s_g);
+      zero[j] = zero_at(x, place(j) + g * x.s_g);
     }
     for (int j = t.n; j < width; ++j) scale[j] = zero[j] = 0;
   }
@@ -115,6 +157,14 @@ void score_packed(const Side& k, const Rows& t, int hkv, int rows, int dim, Pack
   load_scales(k, t, hkv, groups, x.scales);
   with_codec(k.codec, [&](auto codec) {
     constexpr Codec C = decltype(codec)::value;
+#if defined(__AVX2__)
+    if constexpr (C == Codec::int8 || C == Codec::int4 || C == Codec::int2)
+      if (x.by_integers) {
+        scores16<C>(x.q16, x.q_scale, dim, rows, groups, keys.at, t.n, x.scales.scale, kTile, x.tmp,
+                    s, kTile, ahead);
+        return;
+      }
+#endif
     const int units = units_of<C>(dim / groups);
     if (groups == 1)
       packed_scores<C, true>(x.q, dim, rows, 1, units, keys.at, t.n, nullptr, 0, s, kTile, ahead);
@@ -134,7 +184,7 @@ void score_packed(const Side& k, const Rows& t, int hkv, int rows, int dim, Pack
 
 // out = out * keep + sum_j w_j v_j for rows of weights [row][kTile], zero behind n.
 void add_packed(const Side& v, const Rows& t, int hkv, const float* w, int rows, int dim,
-                const float* keep, PackedScratch& x, float* out, int os) {
+                const float* keep, PackedScratch& x, float* out, int os, Ahead& ahead) {
   const ByteRows values(t.v);
   if (v.channel) {
     for (int r = 0; r < rows; ++r)
@@ -145,7 +195,7 @@ void add_packed(const Side& v, const Rows& t, int hkv, const float* w, int rows,
       with_codec(v.codec, [&](auto codec) {
         constexpr Codec C = decltype(codec)::value;
         packed_values<C>(w + from, kTile, rows, values.at + from, to - from, 0, units_of<C>(dim),
-                         x.none, x.none, x.tmp, dim);
+                         x.none, x.none, x.tmp, dim, ahead);
       });
       for (int r = 0; r < rows; ++r) {
         float total = 0;
@@ -173,7 +223,7 @@ void add_packed(const Side& v, const Rows& t, int hkv, const float* w, int rows,
       constexpr Codec C = decltype(codec)::value;
       const int units = units_of<C>(dim / groups);
       packed_values<C>(x.w, kTile, rows, values.at, t.n, g * units, (g + 1) * units, keep, x.add,
-                       out, os);
+                       out, os, ahead);
     });
   }
 }

@@ -1,4 +1,5 @@
-// paged_decode on CUDA: the launch shape, the choice of arithmetic, and the merge of splits.
+// paged_decode on CUDA: the launch shape, the choice of arithmetic, and the merge of splits, which
+// packed_decode shares.
 #include "attention/paged_decode.cuh"
 
 namespace tokops {
@@ -34,13 +35,15 @@ void choose_tiles(Plan& plan, int rows) {
   while (plan.warps_m < most && plan.row_tile * plan.warps_m < rows) plan.warps_m *= 2;
 }
 
-// Everything but the workspace, from shapes alone: the same for every call on a captured graph.
-Plan make_plan(const PagedDecode& p) {
+}  // namespace
+
+Plan plan_rows(const PagedDecode& p, const char* op) {
   if (p.D != 64 && p.D != 80 && p.D != 96 && p.D != 128 && p.D != 192 && p.D != 256)
-    throw std::runtime_error(
-        "paged_decode: head dimension must be 64, 80, 96, 128, 192 or 256 on CUDA, got " +
-        std::to_string(p.D));
+    throw std::runtime_error(std::string(op) +
+                             ": head dimension must be 64, 80, 96, 128, 192 or 256 on CUDA, got " +
+                             std::to_string(p.D));
   Plan plan{};
+  plan.op = op;
   plan.p = p;
   const int per_kv = p.Hq / p.Hkv;
   plan.lists_t = p.selected && p.sel_rows > 1 ? p.T : 1;
@@ -51,23 +54,47 @@ Plan make_plan(const PagedDecode& p) {
   plan.blocks = (tokens + fit - 1) / fit;
   plan.tokens = (tokens + plan.blocks - 1) / plan.blocks;
   plan.blocks = (tokens + plan.tokens - 1) / plan.tokens;
+  return plan;
+}
 
+int64_t groups_of(const Plan& plan) {
+  return int64_t(plan.p.B) * plan.lists_t * plan.p.Hkv * plan.lists_g;
+}
+
+int64_t wanted_splits(const Plan& plan) {
+  const int64_t base = groups_of(plan) * plan.blocks;
+  return base ? (int64_t(kBlocksPerSm) * multiprocessors() + base - 1) / base : 1;
+}
+
+size_t partial_bytes(const Plan& plan) {
+  const PagedDecode& p = plan.p;
+  if (plan.splits == 1 || !p.out) return 0;
+  return size_t(p.B) * p.T * p.Hq * plan.splits * (p.D + 2) * sizeof(float);
+}
+
+void place_partials(Plan& plan) {
+  const PagedDecode& p = plan.p;
+  plan.part_out = static_cast<float*>(p.workspace);
+  const int64_t parts = int64_t(p.B) * p.T * p.Hq * plan.splits;
+  plan.part_top = plan.part_out + parts * p.D;
+  plan.part_total = plan.part_top + parts;
+}
+
+namespace {
+
+Plan make_plan(const PagedDecode& p) {
+  Plan plan = plan_rows(p, "paged_decode");
   int64_t keys = p.selected ? p.sel_k : int64_t(p.pages) * p.P;
   if (p.window && !p.selected)
     keys = keys < int64_t(p.window) + p.T ? keys : int64_t(p.window) + p.T;
-  const int64_t base = int64_t(p.B) * plan.lists_t * p.Hkv * plan.lists_g * plan.blocks;
-  const int64_t wanted = base ? (int64_t(kBlocksPerSm) * multiprocessors() + base - 1) / base : 1;
-  const int64_t most = (keys + kChunk - 1) / kChunk;
+  const int64_t wanted = wanted_splits(plan), most = (keys + kChunk - 1) / kChunk;
   plan.splits = int(wanted < most ? wanted : most);
   if (plan.splits < 1) plan.splits = 1;
 
   const int bytes = p.dtype == DType::f32 ? 4 : 2;
   plan.vector_k = aligned(p.k, p.k_n, p.k_h, p.k_p, bytes);
   plan.vector_v = aligned(p.v, p.v_n, p.v_h, p.v_p, bytes);
-  plan.part_out = static_cast<float*>(p.workspace);
-  const int64_t parts = int64_t(p.B) * p.T * p.Hq * plan.splits;
-  plan.part_top = plan.part_out + parts * p.D;
-  plan.part_total = plan.part_top + parts;
+  place_partials(plan);
   return plan;
 }
 
@@ -75,7 +102,7 @@ Plan make_plan(const PagedDecode& p) {
 // many splits.
 template <class T>
 __global__ void __launch_bounds__(kThreads) merge_kernel(const Plan plan) {
-  __shared__ float sums[kThreads * 4], tops[kThreads], totals[kThreads];
+  __shared__ float sums[kThreads * 4], tops[kThreads], totals[kThreads], turned[256];
   const PagedDecode& p = plan.p;
   const int64_t row = blockIdx.x;
   const int h = row % p.Hq, per_kv = p.Hq / p.Hkv, t = row / p.Hq % p.T;
@@ -87,7 +114,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const Plan plan) {
   const int lane = threadIdx.x % lanes, slice = threadIdx.x / lanes;
   if (slice < slices) {
     float m = -INFINITY, l = 0.f, o[4] = {0.f, 0.f, 0.f, 0.f};
-    const int live = w.live_splits();
+    const int live = plan.marked ? plan.splits : w.live_splits();
 #pragma unroll 4
     for (int s = slice; s < live; s += slices) {
       const int64_t at = row * plan.splits + s;
@@ -114,35 +141,45 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const Plan plan) {
       o += weighed(sums[s * p.D + d], gain);
     }
     const Closing c = close_row(p, t < w.view.rows, h, m, l);
-    static_cast<T*>(p.out)[row * p.D + d] = from_float<T>(weighed(o, c.gain));
+    if (p.rotate) turned[d] = weighed(o, c.gain);
+    if (!p.rotate) static_cast<T*>(p.out)[row * p.D + d] = from_float<T>(weighed(o, c.gain));
     if (d == 0) p.lse[row] = c.lse;
   }
+  if (!p.rotate) return;
+  hadamard_rows(turned, 1, p.D, p.D);
+  for (int d = threadIdx.x; d < p.D; d += kThreads)
+    static_cast<T*>(p.out)[row * p.D + d] = from_float<T>(turned[d]);
 }
 
 }  // namespace
+
+void run_merge(const Plan& plan, const Queue& q) {
+  const PagedDecode& p = plan.p;
+  const int64_t rows = int64_t(p.B) * p.T * p.Hq;
+  if (plan.splits == 1 || !p.out) return;
+  if (rows > INT32_MAX)
+    throw std::runtime_error(std::string(plan.op) + ": too many rows for one launch");
+  dispatch<float, __half, __nv_bfloat16>(p.dtype, plan.op, [&](auto tag) {
+    launch(merge_kernel<typename decltype(tag)::type>, dim3(unsigned(rows)), dim3(kThreads), 0, q,
+           plan);
+  });
+}
+
 }  // namespace paged
 
 size_t paged_decode_workspace(const PagedDecode& p) {
-  const paged::Plan plan = paged::make_plan(p);
-  if (plan.splits == 1 || !p.out) return 0;
-  return size_t(p.B) * p.T * p.Hq * plan.splits * (p.D + 2) * sizeof(float);
+  return paged::partial_bytes(paged::make_plan(p));
 }
 
 void paged_decode(const PagedDecode& p, const Queue& q) {
   const paged::Plan plan = paged::make_plan(p);
-  const int64_t rows = int64_t(p.B) * p.T * p.Hq;
-  if (rows == 0) return;
+  if (int64_t(p.B) * p.T * p.Hq == 0) return;
   if (plan.row_tile == 16) {
     paged::run_mma(plan, q);
   } else {
     paged::run_simt(plan, q);
   }
-  if (plan.splits == 1 || !p.out) return;
-  if (rows > INT32_MAX) throw std::runtime_error("paged_decode: too many rows for one launch");
-  dispatch<float, __half, __nv_bfloat16>(p.dtype, "paged_decode", [&](auto tag) {
-    launch(paged::merge_kernel<typename decltype(tag)::type>, dim3(unsigned(rows)),
-           dim3(paged::kThreads), 0, q, plan);
-  });
+  paged::run_merge(plan, q);
 }
 
 }  // namespace tokops

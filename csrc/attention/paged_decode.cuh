@@ -1,5 +1,5 @@
-// What the CUDA parts of paged_decode share: how work is cut into blocks, and how a row's results
-// leave them.
+// What the CUDA parts of paged_decode and packed_decode share: how work is cut into blocks, and how
+// a row's results leave them.
 #pragma once
 #include <cfloat>
 #include <cmath>
@@ -12,11 +12,12 @@ namespace tokops::paged {
 
 inline constexpr int kWarps = 4, kThreads = 32 * kWarps;
 inline constexpr int kChunk = 64;  // a split starts at a multiple of this many keys
-inline constexpr float kLog2e = 1.4426950408889634f;
+inline constexpr float kLog2e = 1.4426950408889634f, kRootHalf = 0.70710678118654752f;
 
 // Host-made launch shape. A group is all rows that read one list of keys; a block takes a run of
 // its tokens.
 struct Plan {
+  const char* op;  // its name, for errors
   PagedDecode p;
   int row_tile;        // rows per warp
   int warps_m;         // row tiles per block; kWarps / warps_m warps share the keys of one row tile
@@ -25,10 +26,21 @@ struct Plan {
   int lists_t,
       lists_g;  // groups per sequence along the tokens, and per KV head along its query heads
   bool vector_k, vector_v;
+  bool marked;  // a split without keys leaves a maximum of -inf instead of nothing: the merge need
+                // not find its keys
   // Per row and split: the sum of values [D], and what it is relative to, maximum and total. Not an
   // lse, which would lose the total next to a maximum of FLT_MAX.
   float *part_out, *part_top, *part_total;
 };
+
+// paged_decode.cu. The launch shape but for the splits, from shapes alone: the same for every call
+// on a captured graph.
+Plan plan_rows(const PagedDecode& p, const char* op);
+int64_t groups_of(const Plan& plan);      // lists of keys
+int64_t wanted_splits(const Plan& plan);  // of every group, to fill the device
+void place_partials(Plan& plan);
+size_t partial_bytes(const Plan& plan);
+void run_merge(const Plan& plan, const Queue& q);
 
 void run_simt(const Plan& plan, const Queue& q);  // any dtype, row_tile 1, 4, 8
 void run_mma(const Plan& plan, const Queue& q);   // bf16 and f16, row_tile 16
@@ -39,16 +51,25 @@ namespace {
 
 // What one block does: its rows, and the indices [begin, end) of its group's keys, all splits.
 struct Work {
+  int part;                       // of a cache in parts
   int b, hkv, t0, t1, h0, heads;  // rows (t, h): t in [t0, t1), h in [h0, h0 + heads)
   RowView view;
   const int32_t* list;  // selected positions, or null: index = position
+  int list_size;
   int begin, end;
   int chunk;  // indices per split
   __device__ int rows() const { return (t1 - t0) * heads; }
   __device__ int live_splits() const { return (end - begin + chunk - 1) / chunk; }
 };
 
-__device__ inline Work work_of(const Plan& plan, int64_t group, int block) {
+// A split's share of n keys.
+__device__ inline int split_size(int n, int splits) {
+  const int each = (n + splits - 1) / splits;
+  return each <= kChunk ? kChunk : (each + kChunk - 1) / kChunk * kChunk;
+}
+
+// The rows of a block and the list they read, without keys.
+__device__ inline Work rows_of(const Plan& plan, int64_t group, int block) {
   const PagedDecode& p = plan.p;
   const int per_kv = p.Hq / p.Hkv;
   Work w;
@@ -63,20 +84,28 @@ __device__ inline Work work_of(const Plan& plan, int64_t group, int block) {
   w.heads = plan.lists_g > 1 ? 1 : per_kv;
   w.view = row_view(p, w.b, w.hkv);
   w.list = nullptr;
+  w.list_size = w.begin = w.end = w.chunk = w.part = 0;
   if (p.selected) {
     const int s = p.sel_rows > 1 ? w.t0 : 0;
     const int hs = p.sel_heads == 1 ? 0 : plan.lists_g > 1 ? w.h0 : w.hkv;
     const int64_t at = (int64_t(w.b) * p.sel_rows + s) * p.sel_heads + hs;
     w.list = p.selected + at * p.sel_k;
     const int n = p.counts ? p.counts[at] : p.sel_k;
-    w.begin = 0;
-    w.end = n < 0 ? 0 : n > p.sel_k ? p.sel_k : n;
+    w.list_size = n < 0 ? 0 : n > p.sel_k ? p.sel_k : n;
+  }
+  return w;
+}
+
+__device__ inline Work work_of(const Plan& plan, int64_t group, int block) {
+  const PagedDecode& p = plan.p;
+  Work w = rows_of(plan, group, block);
+  if (w.list) {
+    w.end = w.list_size;
   } else {
     key_range(p, w.view, w.b, w.t0, w.t1, &w.begin, &w.end);
   }
   if (w.t0 >= w.view.rows || p.pages_in_pool <= 0) w.end = w.begin;
-  const int per_split = (w.end - w.begin + plan.splits - 1) / plan.splits;
-  w.chunk = per_split <= kChunk ? kChunk : (per_split + kChunk - 1) / kChunk * kChunk;
+  w.chunk = split_size(w.end - w.begin, plan.splits);
   return w;
 }
 
@@ -103,6 +132,24 @@ __device__ inline float weighed(float x, float gain) { return gain == 0.f ? 0.f 
 
 __device__ inline float clean_score(float x) { return x == x ? fminf(x, FLT_MAX) : -INFINITY; }
 
+// In place, rows [rows, D] that lie `stride` apart: the Walsh-Hadamard transform of blocks of the
+// largest power of two that divides D, scaled to be its own inverse. Ends, as it begins, with a
+// barrier.
+__device__ inline void hadamard_rows(float* x, int rows, int D, int stride) {
+  const int n = D & -D, half = D / 2;
+  for (int h = 1; h < n; h *= 2) {
+    __syncthreads();  // the last stage is written
+    for (int i = threadIdx.x; i < rows * half; i += kThreads) {
+      const int k = i % half;
+      float* at = x + i / half * stride + k / h * 2 * h + k % h;
+      const float a = at[0], b = at[h];
+      at[0] = (a + b) * kRootHalf;
+      at[h] = (a - b) * kRootHalf;
+    }
+  }
+  __syncthreads();  // and so is this one
+}
+
 // Row of the score matrix: by query head, or by KV head when reduced.
 __device__ inline float* score_row(const PagedDecode& p, int b, int t, int h) {
   const int heads = p.reduce == ScoreReduce::none ? p.Hq : p.Hkv;
@@ -125,17 +172,16 @@ __device__ inline void fill_unseen(const Plan& plan, const Work& w, int split) {
   }
 }
 
-// Writes the raw scores of keys [key0, end), staged as tile[row * KT + column], one row per query
-// or group.
-template <int KT>
+// Writes a tile's raw scores, staged as tile[row * KT + column], one row per query or group.
+// position(column) is -1 where no key is.
+template <int KT, class Position>
 __device__ inline void write_scores(const PagedDecode& p, const Work& w, const float* tile,
-                                    int key0, int end) {
+                                    Position position) {
   const bool none = p.reduce == ScoreReduce::none;
   const int heads = none ? w.heads : 1, folded = none ? 1 : w.heads;
-  const int last = end < p.score_len ? end : int(p.score_len);
   for (int i = threadIdx.x; i < (w.t1 - w.t0) * heads * KT; i += kThreads) {
-    const int r = i / KT, key = key0 + i % KT;
-    if (key >= last) continue;
+    const int r = i / KT, key = position(i % KT);
+    if (key < 0 || key >= p.score_len) continue;
     const float* x = tile + r * folded * KT + i % KT;
     float total = *x;
     for (int g = 1; g < folded; ++g)

@@ -39,7 +39,9 @@ struct PagedDecode {
   const float *sink_logit, *log_gamma;  // [Hq] or null
   float scale, softcap;                 // softcap 0: none
   int32_t window;                       // 0: none
-  bool rotate;  // packed_decode alone: queries and outputs pass through a Hadamard transform
+  // packed_decode alone: queries and outputs pass through a Hadamard transform; queries may be
+  // rounded to 8 bits against integer codes.
+  bool rotate, q_int8;
 
   float* scores;  // contiguous [B, T, Hs, score_len] or null; every element is written
   int64_t score_len;

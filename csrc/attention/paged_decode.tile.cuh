@@ -1,6 +1,6 @@
-// The attention kernel of paged_decode around the arithmetic on one tile (.simt.cu, .mma.cu): how
-// keys and values reach shared memory, which of them a row sees, and how the warps' sums become the
-// block's result.
+// The attention kernel of paged_decode and packed_decode around the arithmetic on one tile
+// (.simt.cuh, .mma.cuh): which keys a row sees, and how the warps' sums become the block's result.
+// A stream brings keys and values to shared memory (.stream.cuh, packed_decode.stream.cuh).
 #pragma once
 #include "attention/paged_decode.cuh"
 
@@ -10,12 +10,6 @@ namespace {
 // A row of the block: its token and logical position.
 struct Row {
   int t, pos;
-};
-
-// Where one key of a tile lies; position -1 where there is none.
-struct Slot {
-  int64_t k, v;  // element offsets into the pools
-  int pos;
 };
 
 // Shape of the shared memory. Rows of a tile are DP elements in 16-byte pieces, stored with piece ^
@@ -31,122 +25,59 @@ struct Tile {
   __device__ static int at(int row, int piece) {
     return (row * kPieces + (piece ^ (row & 7))) * kPiece;
   }
-};
 
-// The keys and values of one block's split: NS - 1 tiles in flight, their addresses one further.
-template <class Shape>
-struct Stream {
-  using T = typename Shape::T;
-  const Plan& plan;
-  const Work& w;
-  int begin, end;  // indices of this split
-  T* stages;
-  Slot* slots;
-
-  __device__ int tiles() const { return (end - begin + Shape::KT - 1) / Shape::KT; }
-  __device__ T* keys(int n) const {
-    return stages + (n % Shape::NS) * (plan.p.v ? 2 : 1) * Shape::kElements;
-  }
-  __device__ T* values(int n) const { return keys(n) + Shape::kElements; }
-  __device__ const Slot* slots_of(int n) const { return slots + n % (Shape::NS + 1) * Shape::KT; }
+  // The first lanes of every warp look up the keys of a tile.
+  static constexpr int kEach = KT / kWarps;
+  __device__ static bool finds() { return threadIdx.x % 32 < kEach; }
+  __device__ static int found_key() { return threadIdx.x / 32 * kEach + threadIdx.x % 32; }
 
   // Zeroes the columns that pad the head dimension; no copy ever writes them.
-  __device__ void clear_padding() const {
-    const int used = plan.p.D / Shape::kPiece, pad = Shape::kPieces - used;
-    if (pad == 0) return;
-    const int rows = Shape::NS * (plan.p.v ? 2 : 1) * Shape::KT;
-    for (int i = threadIdx.x; i < rows * pad; i += kThreads) {
-      T* x = stages + Shape::at(i / pad, used + i % pad);
-      for (int e = 0; e < Shape::kPiece; ++e) x[e] = from_float<T>(0.f);
-    }
-  }
-
-  // Looks up this thread's key of tile n, in two steps: copies are issued while the table answers.
-  struct Found {
-    int pos, offset, page;
-  };
-  static constexpr int kEach = Shape::KT / kWarps;  // by the first lanes of every warp
-  __device__ static int found_key() { return threadIdx.x / 32 * kEach + threadIdx.x % 32; }
-  __device__ Found find(int n) const {
-    Found f{-1, 0, 0};
-    const int i = begin + n * Shape::KT + found_key();
-    if (threadIdx.x % 32 >= kEach || i >= end) return f;
-    const int pos = w.list ? w.list[i] : i;
-    if (pos < 0 || pos >= w.view.length) return f;
-    const int page_index = pos / plan.p.P;
-    return {pos, pos - page_index * plan.p.P,
-            plan.p.table[w.b * plan.p.table_b + w.hkv * plan.p.table_h + page_index]};
-  }
-  // Bad table entries are clamped.
-  __device__ void keep(int n, const Found& f) const {
-    if (threadIdx.x % 32 >= kEach) return;
-    const PagedDecode& p = plan.p;
-    int64_t page = f.page;
-    page = page < 0 ? 0 : page >= p.pages_in_pool ? p.pages_in_pool - 1 : page;
-    slots[n % (Shape::NS + 1) * Shape::KT + found_key()] = {
-        page * p.k_n + w.hkv * p.k_h + f.offset * p.k_p,
-        page * p.v_n + w.hkv * p.v_h + f.offset * p.v_p, f.pos};
-  }
-
-  __device__ void copy_piece(T* dst, const T* pool, int64_t offset, bool live, bool vector) const {
-    const T* src = live ? pool + offset : pool;
-    if (vector) {
-      ptx::cp_async<16>(dst, src, live);
-    } else {
-      for (int e = 0; e < Shape::kPiece; ++e) dst[e] = live ? src[e] : from_float<T>(0.f);
-    }
-  }
-
-  // Starts the copies of tile n. Keys that are not there become zeros: 0 times garbage may be NaN.
-  __device__ void load(int n) const {
-    if (n < tiles()) {
-      const PagedDecode& p = plan.p;
-      const int piece = threadIdx.x % Shape::kPieces;
-      const Slot* s = slots_of(n);
-      if (piece * Shape::kPiece < p.D) {
-#pragma unroll 4
-        for (int j = threadIdx.x / Shape::kPieces; j < Shape::KT; j += kThreads / Shape::kPieces) {
-          const bool live = s[j].pos >= 0;
-          const int at = Shape::at(j, piece), column = piece * Shape::kPiece;
-          copy_piece(keys(n) + at, static_cast<const T*>(p.k), s[j].k + column, live,
-                     plan.vector_k);
-          if (p.v)
-            copy_piece(values(n) + at, static_cast<const T*>(p.v), s[j].v + column, live,
-                       plan.vector_v);
-        }
-      }
-    }
-    ptx::cp_async_commit();  // an empty group too: NS - 1 groups are always in flight
+  __device__ static void clear_padding(T* x, int rows, int D) {
+    const int used = D / kPiece, pad = kPieces - used;
+    for (int i = threadIdx.x; i < rows * pad; i += kThreads)
+      for (int e = 0; e < kPiece; ++e) x[at(i / pad, used + i % pad) + e] = from_float<T>(0.f);
   }
 };
 
-// Byte offsets into dynamic shared memory, the same on host and device.
-template <class Math>
+// Byte offsets into dynamic shared memory, the same on host and device. The stream's data come
+// first, and the warps' sums take their place in the end.
+template <class Math, class Stream>
 struct Layout {
   using Shape = typename Math::Shape;
   static constexpr int kPartial = kWarps * Math::RT * (Shape::DP + 2) * int(sizeof(float));
   int slots, queries, rows, scores, total;
-  __host__ __device__ Layout(int warps_m, bool values, bool with_scores) {
-    const int block_rows = warps_m * Math::RT;
-    slots = Shape::NS * (values ? 2 : 1) * Shape::kElements * int(sizeof(typename Shape::T));
-    queries = slots + Shape::kSlots * int(sizeof(Slot));
+  __host__ __device__ explicit Layout(const typename Stream::Plan& plan) {
+    const int block_rows = plan.warps_m * Math::RT;
+    slots = Stream::data_bytes(plan);
+    if (plan.p.out && slots < kPartial) slots = kPartial;
+    queries = slots + Shape::kSlots * int(sizeof(typename Stream::Slot));
     rows = queries + block_rows * Shape::DP * int(sizeof(typename Math::Q));
     scores = rows + block_rows * int(sizeof(Row));
-    total = scores + (with_scores ? block_rows * Shape::KT * int(sizeof(float)) : 0);
+    total = scores + (plan.p.scores ? block_rows * Shape::KT * int(sizeof(float)) : 0);
   }
-  static_assert(kPartial <= Shape::NS * 2 * Shape::kElements * int(sizeof(typename Shape::T)));
+};
+
+// Indices [begin, end) of one split's keys.
+struct Span {
+  int begin, end;
 };
 
 // What the arithmetic of one tile needs to know.
-template <class Shape_>
+template <class Shape_, class Slot>
 struct TileView {
-  const typename Shape_::T *keys, *values;
+  using Shape = Shape_;
+  const typename Shape::T *keys, *values;
   const Slot* slots;
+  bool scattered;          // positions are those of the slots
   int first, count;        // index of the first key; keys in this tile
   int plain_lo, plain_hi;  // every row of the block sees the positions in between
   bool clear;              // the whole tile is such positions
   float* scores;           // [rows, KT] to stage raw scores in, or null
   bool exact;              // a value that is not finite may be present
+  // Logical position of a key, -1 where there is none.
+  __device__ int position(int key) const {
+    return scattered ? slots[key].pos : key < count ? first + key : -1;
+  }
 };
 
 // An element of a warp's scores: its row in the block and its key in the tile.
@@ -155,19 +86,15 @@ struct Element {
 };
 
 // Turns N products q . k of a lane into logits and stages the raw scores. where(i) places x(i).
-template <int N, class Shape, class Where, class Value>
+template <int N, class View, class Where, class Value>
 __device__ __forceinline__ void to_logits(const PagedDecode& p, const Work& w, const Row* rows,
-                                          const TileView<Shape>& v, bool stage, Where where,
-                                          Value x) {
-  const auto position = [&](int key) {
-    return w.list ? v.slots[key].pos : key < v.count ? v.first + key : -1;
-  };
+                                          const View& v, bool stage, Where where, Value x) {
   unsigned seen = ~0u, doubtful = 0;
   if (!v.clear) {
     seen = 0;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      const int key = position(where(i).key);
+      const int key = v.position(where(i).key);
       if (key >= v.plain_lo && key < v.plain_hi) {
         seen |= 1u << i;
       } else if (key >= 0) {
@@ -177,14 +104,14 @@ __device__ __forceinline__ void to_logits(const PagedDecode& p, const Work& w, c
 #pragma unroll 1
     for (int i = 0; doubtful >> i; ++i) {
       const Row row = rows[where(i).row];
-      if ((doubtful >> i & 1) && sees(p, w.view, w.b, row.t, row.pos, position(where(i).key)))
+      if ((doubtful >> i & 1) && sees(p, w.view, w.b, row.t, row.pos, v.position(where(i).key)))
         seen |= 1u << i;
     }
   }
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     x(i) = seen >> i & 1 ? clean_score(x(i) * p.scale) : -INFINITY;
-    if (stage) v.scores[where(i).row * Shape::KT + where(i).key] = x(i);
+    if (stage) v.scores[where(i).row * View::Shape::KT + where(i).key] = x(i);
   }
   if (p.softcap > 0.f) {
 #pragma unroll
@@ -195,7 +122,7 @@ __device__ __forceinline__ void to_logits(const PagedDecode& p, const Work& w, c
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const int r = where(i).row;
-      if (position(where(i).key) == w.view.start && rows[r].pos > w.view.start)
+      if (v.position(where(i).key) == w.view.start && rows[r].pos > w.view.start)
         x(i) += p.log_gamma[w.h0 + r % w.heads];
     }
   }
@@ -213,40 +140,50 @@ __device__ inline void plain_range(const PagedDecode& p, const Work& w, int* lo,
 }
 
 // One pass over the split: each key and value is read from memory once, for all rows of the block.
-template <class Math>
-__device__ void pass(Math& math, const Stream<typename Math::Shape>& stream, float* staged,
-                     bool exact) {
+template <class Math, class Stream>
+__device__ void pass(Math& math, Stream& stream, float* staged, bool exact) {
   using Shape = typename Math::Shape;
-  constexpr int KT = Shape::KT, NS = Shape::NS;
+  constexpr int KT = Shape::KT;
   const PagedDecode& p = stream.plan.p;
   int lo, hi;
   plain_range(p, stream.w, &lo, &hi);
-  for (int n = 0; n < NS; ++n) stream.keep(n, stream.find(n));
-  __syncthreads();  // the first slots, queries, rows and padding are written
-  for (int n = 0; n < NS - 1; ++n) stream.load(n);
+  const bool scattered = stream.scattered();
+  stream.start();
   for (int n = 0; n < stream.tiles(); ++n) {
-    ptx::cp_async_wait<NS - 2>();
-    __syncthreads();  // tile n and the next slots are there for all; nobody reads tile n - 1
-    const auto found = stream.find(n + NS);
-    stream.load(n + NS - 1);
-    stream.keep(n + NS, found);
-    const int first = stream.begin + n * KT;
-    const int count = stream.end - first < KT ? stream.end - first : KT;
-    const bool clear = !stream.w.list && count == KT && first >= lo && first + KT <= hi;
-    math.tile(TileView<Shape>{stream.keys(n), stream.values(n), stream.slots_of(n), first, count,
-                              lo, hi, clear, staged, exact});
+    stream.next(n);
+    const int first = stream.span.begin + n * KT;
+    const int count = stream.span.end - first < KT ? stream.span.end - first : KT;
+    const bool clear = !scattered && count == KT && first >= lo && first + KT <= hi;
+    const TileView<Shape, typename Stream::Slot> view{stream.keys(n),
+                                                      stream.values(n),
+                                                      stream.slots_of(n),
+                                                      scattered,
+                                                      first,
+                                                      count,
+                                                      lo,
+                                                      hi,
+                                                      clear,
+                                                      staged,
+                                                      exact};
+    math.tile(view);
     if (p.scores) {
       __syncthreads();  // the tile's scores are staged by all warps
-      write_scores<KT>(p, stream.w, staged, first, stream.end);
+      write_scores<KT>(p, stream.w, staged, [&](int key) { return view.position(key); });
     }
   }
 }
 
+// Where row r of a block has its query.
+__device__ inline int64_t query_offset(const PagedDecode& p, const Work& w, int r) {
+  return w.b * p.q_b + (w.t0 + r / w.heads) * p.q_t + (w.h0 + r % w.heads) * p.q_h;
+}
+
 // Combines the warps that shared a row's keys and writes the row: the result if this block saw all
 // of them, else a part. partial: [kWarps, RT, DP] sums, then [kWarps, RT] maxima and totals.
-template <class T, int DP, int RT>
-__device__ void finish(const Plan& plan, const Work& w, int split, const float* partial) {
+template <class Stream, int DP, int RT>
+__device__ void finish(const Plan& plan, const Work& w, int split, float* partial) {
   const PagedDecode& p = plan.p;
+  const bool turn = Stream::kPacked && p.rotate && plan.splits == 1;
   const float *tops = partial + kWarps * RT * DP, *totals = tops + kWarps * RT;
   for (int i = threadIdx.x; i < w.rows() * p.D; i += kThreads) {
     const int r = i / p.D, d = i - r * p.D;
@@ -262,7 +199,8 @@ __device__ void finish(const Plan& plan, const Work& w, int split, const float* 
     const int64_t row = (int64_t(w.b) * p.T + t) * p.Hq + h;
     if (plan.splits == 1) {
       const Closing c = close_row(p, t < w.view.rows, h, m, l);
-      static_cast<T*>(p.out)[row * p.D + d] = from_float<T>(weighed(o, c.gain));
+      if (turn) partial[r * DP + d] = weighed(o, c.gain);  // read by this thread alone
+      if (!turn) Stream::write(p, row * p.D + d, weighed(o, c.gain));
       if (d == 0) p.lse[row] = c.lse;
     } else {
       const int64_t at = row * plan.splits + split;
@@ -271,40 +209,53 @@ __device__ void finish(const Plan& plan, const Work& w, int split, const float* 
       if (d == 0) plan.part_total[at] = l;
     }
   }
+  if (!turn) return;
+  hadamard_rows(partial, w.rows(), p.D, DP);
+  for (int i = threadIdx.x; i < w.rows() * p.D; i += kThreads) {
+    const int r = i / p.D, d = i - r * p.D;
+    const int64_t row = (int64_t(w.b) * p.T + w.t0 + r / w.heads) * p.Hq + w.h0 + r % w.heads;
+    Stream::write(p, row * p.D + d, partial[r * DP + d]);
+  }
+}
+
+// Tells the merge that a split has no keys.
+__device__ inline void mark_empty(const Plan& plan, const Work& w, int split) {
+  for (int r = threadIdx.x; r < w.rows(); r += kThreads) {
+    const int64_t row =
+        (int64_t(w.b) * plan.p.T + w.t0 + r / w.heads) * plan.p.Hq + w.h0 + r % w.heads;
+    plan.part_top[row * plan.splits + split] = -INFINITY;
+  }
 }
 
 // One block: the rows of up to warps_m row tiles over one split of their keys, each key and value
-// read once. Empty splits leave at once; the merge knows them by the same arithmetic.
-template <class Math>
-__global__ void __launch_bounds__(kThreads, Math::kBlocksPerSm) decode_kernel(const Plan plan) {
+// read once. Empty splits leave at once.
+template <class Math, class Stream>
+__global__ void __launch_bounds__(kThreads, Math::kBlocksPerSm)
+    decode_kernel(const __grid_constant__ typename Stream::Plan plan) {
   using Shape = typename Math::Shape;
-  using T = typename Shape::T;
   TOKOPS_SHARED_DYNAMIC(unsigned char, shared);
   const PagedDecode& p = plan.p;
   int64_t index = blockIdx.x;
   const int block = index % plan.blocks;
   index /= plan.blocks;
   const int split = index % plan.splits;
-  const Work w = work_of(plan, index / plan.splits, block);
-  if (p.scores) fill_unseen(plan, w, split);
-  const int begin = w.begin + split * w.chunk;
-  const int end = w.end - begin < w.chunk ? w.end : begin + w.chunk;
-  if (begin >= end && (plan.splits > 1 || !p.out)) return;
+  const Work w = Stream::work(plan, index / plan.splits, block, split);
+  if (p.scores && !Stream::kPacked) fill_unseen(plan, w, split);
+  const Span span = Stream::span_of(plan, w, split);
+  if (span.begin >= span.end && (plan.splits > 1 || !p.out)) {
+    if (plan.marked) mark_empty(plan, w, split);
+    return;
+  }
 
-  const Layout<Math> layout(plan.warps_m, p.v, p.scores);
+  const Layout<Math, Stream> layout(plan);
   Row* rows = reinterpret_cast<Row*>(shared + layout.rows);
   for (int r = threadIdx.x; r < plan.warps_m * Math::RT; r += kThreads) {
     const int t = w.t0 + r / w.heads;
     rows[r] = r < w.rows() ? Row{t, row_position(p, w.view, w.b, t)} : Row{p.T, 0};
   }
-  const Stream<Shape> stream{plan,
-                             w,
-                             begin,
-                             end,
-                             reinterpret_cast<T*>(shared),
-                             reinterpret_cast<Slot*>(shared + layout.slots)};
+  Stream stream(plan, w, span, shared, shared + layout.slots);
+  Math math(plan, w, reinterpret_cast<typename Math::Q*>(shared + layout.queries), rows, stream);
   stream.clear_padding();
-  Math math(plan, w, reinterpret_cast<typename Math::Q*>(shared + layout.queries), rows);
   float* staged = p.scores ? reinterpret_cast<float*>(shared + layout.scores) : nullptr;
   for (bool exact = false;; exact = true) {
     math.reset();
@@ -316,17 +267,17 @@ __global__ void __launch_bounds__(kThreads, Math::kBlocksPerSm) decode_kernel(co
   float* partial = reinterpret_cast<float*>(shared);
   math.store(partial, partial + kWarps * Math::RT * Shape::DP);
   __syncthreads();  // all warps' sums are written
-  finish<T, Shape::DP, Math::RT>(plan, w, split, partial);
+  finish<Stream, Shape::DP, Math::RT>(plan, w, split, partial);
 }
 
-template <class Math>
-void launch_decode(const Plan& plan, const Queue& q) {
-  const PagedDecode& p = plan.p;
-  const int64_t grid =
-      int64_t(p.B) * plan.lists_t * p.Hkv * plan.lists_g * plan.splits * plan.blocks;
-  if (grid > INT32_MAX) throw std::runtime_error("paged_decode: too many rows for one launch");
-  const Layout<Math> layout(plan.warps_m, p.v != nullptr, p.scores != nullptr);
-  launch(decode_kernel<Math>, dim3(unsigned(grid)), dim3(kThreads), size_t(layout.total), q, plan);
+template <class Math, class Stream>
+void launch_decode(const typename Stream::Plan& plan, const Queue& q) {
+  const int64_t grid = groups_of(plan) * plan.splits * plan.blocks;
+  if (grid > INT32_MAX)
+    throw std::runtime_error(std::string(plan.op) + ": too many rows for one launch");
+  const Layout<Math, Stream> layout(plan);
+  launch(decode_kernel<Math, Stream>, dim3(unsigned(grid)), dim3(kThreads), size_t(layout.total), q,
+         plan);
 }
 
 }  // namespace

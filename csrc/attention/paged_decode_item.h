@@ -68,21 +68,23 @@ class Item {
       if (p_.rotate) hadamard_row(row, p_.D);
       place_query(r, row);
     }
-    if (packed(part_.k) && !part_.k.channel)
+    if (packed(part_.k) && !part_.k.channel) {
       sum_groups(x_.packed.q, t_.live, p_.D, groups_of(part_.k, p_.D), x_.packed.sums);
+      round_queries();
+    }
   }
 
   void run(int from, int to) {
     if (t_.live == 0) return;
     const Finder finder(p_, part_, t_);
     int at = finder.find(from, to, x_.rows[0]);
-    if (t_.list) call_all(x_.rows[0]);  // scattered: nothing else foresees them
+    call_first(x_.rows[0]);
     for (int i = 0; x_.rows[i % 2].n > 0; ++i) {
       tile_ = &x_.rows[i % 2];
       at = finder.find(at, to, x_.rows[(i + 1) % 2]);
       masked_ = !all_seen();
       const int n = tile_->n;
-      ahead_ = rows_of(x_.rows[(i + 1) % 2]);
+      ahead_ = rows_after(*tile_, x_.rows[(i + 1) % 2]);
       score(n);
       if (p_.scores) write_scores(n);
       if (p_.v) attend(n);
@@ -140,6 +142,15 @@ class Item {
 #endif
   }
 
+  void round_queries() {
+    PackedScratch& x = x_.packed;
+    x.by_integers = p_.q_int8;
+    for (int r = 0; r < t_.live && x.by_integers; ++r) {
+      x.q_scale[r] = round_row(x.q + r * p_.D, p_.D, 127, x.q16 + r * p_.D);
+      x.by_integers = x.q_scale[r] == x.q_scale[r];
+    }
+  }
+
   // Whether every row sees every key of the tile.
   bool all_seen() const {
     const int tokens = t_.live / t_.heads;
@@ -154,11 +165,27 @@ class Item {
     return tile_->first > top - p_.window;
   }
 
-  // The rows of a tile, keys first.
-  Ahead rows_of(const Rows& x) const {
-    return {x.k, x.k + (x.n == 0 ? 0 : p_.v ? 2 * kTile : kTile), k_bytes_};
+  // What is needed after the first rows of a tile; `next` is the tile after it, which may be empty.
+  Ahead rows_after(const Rows& tile, const Rows& next) const {
+    const char* const* v_end = tile.v + (p_.v ? kTile : 0);
+    const char* const* next_end = next.k + (next.n ? kLead : 0);
+#if defined(__AVX512F__)  // a whole tile ahead
+    (void)tile, (void)v_end;
+    return {{{next.k, next_end, k_bytes_},
+             {next.v, next.v + (next.n && p_.v ? kTile : 0), v_bytes_},
+             {}},
+            0};
+#else
+    return {{{tile.k + kLead, tile.k + kTile, k_bytes_},
+             {tile.v, v_end, v_bytes_},
+             {next.k, next_end, k_bytes_}},
+            0};
+#endif
   }
-  void call_all(const Rows& x) const { rows_of(x).call(2 * kTile); }
+  // The first rows of the first tile.
+  void call_first(const Rows& x) const {
+    if (x.n) Ahead{{{x.k, x.k + kLead, k_bytes_}, {}, {}}, 0}.call(kLead);
+  }
 
   // s = scale * q . k, sane, and -inf where a row does not see a key.
   void score(int n) {
@@ -244,9 +271,9 @@ class Item {
         for (int j = 0; j < n; ++j)
           if (x_.s[r * kTile + j] > 0) x_.s[r * kTile + j] *= x_.norm[j];
     }
-    ahead_.bytes = v_bytes_;
     if (packed(part_.v))
-      add_packed(part_.v, *tile_, t_.hkv, x_.s, t_.live, p_.D, x_.keep, x_.packed, x_.out, dim_);
+      add_packed(part_.v, *tile_, t_.hkv, x_.s, t_.live, p_.D, x_.keep, x_.packed, x_.out, dim_,
+                 ahead_);
     else if (holes)
       add_seen_values(n);
     else

@@ -51,7 +51,6 @@ struct PackedDecode {
       base;  // everything but the pools: lengths, selections and scores are by logical position
   Part parts[kMaxParts];
   int32_t n_parts;
-  bool q_int8;  // queries as 8-bit integers against int8 and int4 keys
 };
 
 // As for paged_decode; packed_decode on the CPU is in paged_decode.isa.cpp.

@@ -10,16 +10,30 @@ struct Int {
   static constexpr int value = N;
 };
 
-// Rows that will be needed soon. The products call them into the cache a row at a time, spread over
-// their work: the core can have few lines in flight, and a burst of prefetches would wait for them.
+// Rows that will be needed soon, in the order in which they will be. The products call them into
+// the cache a row at a time, spread over their work: the core can have few lines in flight, and a
+// burst of prefetches would wait for them.
 struct Ahead {
-  const char* const* row;  // the next row, of those up to `end`
-  const char* const* end;
-  int bytes;
+  struct Run {
+    const char* const* row;  // the next one, of those up to `end`
+    const char* const* end;
+    int bytes;
+  };
+  Run run[3];
+  int at;
   void call(int rows) {
-    for (; rows > 0 && row < end; --rows, ++row)
-      for (int i = 0; i < bytes; i += 64) __builtin_prefetch(*row + i, 0, 2);
+    for (; at < 3; ++at)
+      for (Run& x = run[at]; x.row < x.end; ++x.row, --rows) {
+        if (rows <= 0) return;
+        for (int i = 0; i < x.bytes; i += 64) __builtin_prefetch(*x.row + i, 0, kAheadLevel);
+      }
   }
+#if defined(__AVX512F__)
+  static constexpr int kAheadLevel = 2;  // the second cache, a tile ahead
+#else
+  static constexpr int kAheadLevel =
+      3;  // the first, kLead rows ahead: a miss in it holds a line that is in flight
+#endif
 };
 
 // f(first, Int<n>) over [0, rows) in balanced blocks of at most Max (<= 8) rows.
@@ -136,12 +150,11 @@ inline void weighted(const float* p, int ps, const T* const* v, int n, int c, in
     for (int i = 0; i < C; ++i) acc[r][i] = zero();
   for (int j = 0; j < n; ++j) {
     if (c == 0) ahead.call(1);
-    Vec x[C];
-    for (int i = 0; i < C; ++i)
-      x[i] = Tail ? load_first(v[j] + c, tail) : load(v[j] + c + i * Vec::width);
-    for (int r = 0; r < R; ++r) {
-      const Vec y = splat(p[r * ps + j]);
-      for (int i = 0; i < C; ++i) acc[r][i] = fma(y, x[i], acc[r][i]);
+    Vec y[R];
+    for (int r = 0; r < R; ++r) y[r] = splat(p[r * ps + j]);
+    for (int i = 0; i < C; ++i) {
+      const Vec x = Tail ? load_first(v[j] + c, tail) : load(v[j] + c + i * Vec::width);
+      for (int r = 0; r < R; ++r) acc[r][i] = fma(y[r], x, acc[r][i]);
     }
   }
   for (int r = 0; r < R; ++r)

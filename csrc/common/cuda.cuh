@@ -107,6 +107,21 @@ __host__ __device__ __forceinline__ T from_float(float x) {
   }
 }
 
+// Element i of an array whose dtype is known at run time.
+__device__ __forceinline__ float element_at(DType d, const void* x, int64_t i) {
+  return d == DType::f32    ? static_cast<const float*>(x)[i]
+         : d == DType::bf16 ? to_float(static_cast<const __nv_bfloat16*>(x)[i])
+                            : to_float(static_cast<const __half*>(x)[i]);
+}
+__device__ __forceinline__ void store_element(DType d, void* x, int64_t i, float value) {
+  if (d == DType::f32)
+    static_cast<float*>(x)[i] = value;
+  else if (d == DType::bf16)
+    static_cast<__nv_bfloat16*>(x)[i] = from_float<__nv_bfloat16>(value);
+  else
+    static_cast<__half*>(x)[i] = from_float<__half>(value);
+}
+
 // Two floats rounded to T and packed in a register, `low` in the low half: the operand word of mma.
 template <class T>
 __device__ __forceinline__ uint32_t pack_two(float low, float high) {

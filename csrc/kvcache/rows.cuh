@@ -17,20 +17,6 @@ __device__ __forceinline__ int64_t row_of_warp() {
   return int64_t(blockIdx.x) * kRowsPerBlock + threadIdx.x / 32;
 }
 
-__device__ __forceinline__ float element_at(DType d, const void* x, int i) {
-  return d == DType::f32    ? static_cast<const float*>(x)[i]
-         : d == DType::bf16 ? to_float(static_cast<const __nv_bfloat16*>(x)[i])
-                            : to_float(static_cast<const __half*>(x)[i]);
-}
-__device__ __forceinline__ void store_element(DType d, void* x, int i, float value) {
-  if (d == DType::f32)
-    static_cast<float*>(x)[i] = value;
-  else if (d == DType::bf16)
-    static_cast<__nv_bfloat16*>(x)[i] = from_float<__nv_bfloat16>(value);
-  else
-    static_cast<__half*>(x)[i] = from_float<__half>(value);
-}
-
 // Writes 32 codes, one of each lane, to their place in a row of `left` more elements. The warp
 // takes part.
 __device__ __forceinline__ void store_slice(int bits, char* row, int slice, int left,

@@ -288,7 +288,7 @@ def test_defaults_depend_on_the_model(random_model):
             assert (resolved.start, resolved.residual) == (start, residual)
             layout = run.new_cache().state.layout
     assert [pair.layers for pair in layout.pairs] == [(1, 2), (3, 4), (5, 6)]
-    assert (layout.keys, layout.values) == (Codec("int4", "channel", 64), Codec("int4", "token", 32))
+    assert layout.codecs == (Codec("int4", "channel", 64), Codec("int4", "token", 32))
 
 
 @pytest.mark.parametrize(

@@ -346,6 +346,7 @@ def packed_decode(
     Raises:
         RuntimeError: wrong shape, dtype, device or range, naming the argument.
     """
+    selected, counts = arguments.four_axes(selected, counts)
     if q.is_cuda and checked():
         heads = logical.kv_heads(parts[0].k, parts[0].block_table)
         _check_values(q, parts, seq_lens, q_lens, starts, selected, counts, heads)

@@ -324,9 +324,7 @@ def paged_decode(
         >>> out.shape, lse.shape
         (torch.Size([2, 1, 8, 64]), torch.Size([2, 1, 8]))
     """
-    if selected is not None and selected.dim() == 3:
-        selected = selected[:, None]
-        counts = counts[:, None] if counts is not None and counts.dim() == 2 else counts
+    selected, counts = arguments.four_axes(selected, counts)
     if q.is_cuda and checked():
         arguments.check_values(
             "paged_decode", q, k_pages, block_table, seq_lens, q_lens, starts, selected, counts

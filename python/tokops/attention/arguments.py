@@ -75,6 +75,13 @@ def check_extras(
     refuse_unless(window is None or window > 0, op_name, f"window must be > 0, got {window}")
 
 
+def four_axes(selected, counts):
+    """A selection ``[B, Hs, k]`` for all rows as ``[B, 1, Hs, k]``; what has four axes already stays."""
+    if selected is None or selected.dim() != 3:
+        return selected, counts
+    return selected[:, None], counts[:, None] if counts is not None and counts.dim() == 2 else counts
+
+
 def check_values(op_name, q, k_pages, block_table, seq_lens, q_lens, starts, selected, counts):
     logical.check_values(op_name, k_pages, block_table, seq_lens, q_lens, starts, q.shape[1])
     if selected is not None:

@@ -25,8 +25,8 @@ class Part:
 
     Args:
         k, v: ``[N, H, P, D]`` in q's dtype, or uint8 codes ``[N, H, P, D * bits / 8]`` (in blocks of 32 dimensions:
-            byte ``j`` of int4 holds ``j`` and, above it, ``j + 16``; of int2 ``j + 8 i`` in bits ``2 i``). Last dimension
-            contiguous. H is Hkv, or 1 with a table per head.
+            byte ``j`` of int4 holds ``j`` and, above it, ``j + 16``; of int2 ``j + 8 i`` in bits ``2 i``). Last
+            dimension contiguous. H is Hkv, or 1 with a table per head.
         block_table: ``[B, pages]`` or ``[B, Hkv, pages]`` int32.
         lens: ``[B]`` or ``[B, Hkv]`` int32 slots in use.
         k_codec, v_codec: index into :data:`CODECS`.

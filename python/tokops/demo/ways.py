@@ -71,10 +71,10 @@ def stock_ways(model: PreTrainedModel) -> list[Way]:
     return ways
 
 
-def our_way(model: PreTrainedModel, name: str, method: Method) -> Way:
-    """A method of ours, on a patched twin."""
+def our_way(model: PreTrainedModel, name: str, *methods: Method) -> Way:
+    """Methods of ours, on a patched twin."""
     own = twin(model)
-    run = patch(own, method)
+    run = patch(own, *methods)
     return Way(name, own, lambda room: run.new_cache(), run)
 
 

@@ -15,13 +15,17 @@ from .layers import PagedLayer, StoreLayer
 #: while 64 rows are still a run of 8 KiB or more per head, which streams as fast as a contiguous cache.
 PAGE_SIZE = 64
 
+#: How a pickled cache is laid out. A cache of another number is refused: raised by whatever changes its fields.
+FORMAT = 1
+
 
 class CacheState:
     """What the layers of one cache share: page tables, the current forward, and the plan that reads them."""
 
     def __init__(self, page_size: int, plan: "Plan"):
         self.page_size = page_size
-        self.plan = plan
+        self.plan: Plan | None = plan
+        self.shape = plan.shape
         self.tables: dict[int | None, PageTable] = {}
         #: Bookkeeping of the layers that a storing method keeps, None where all are full-precision pages.
         self.layout = plan.new_layout(page_size)
@@ -40,6 +44,9 @@ class CacheState:
     @property
     def length(self) -> int:
         return self.books[0].length
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "plan": None}  # the patched model's, which is not saved along
 
     def begin(self, batch: int, rows: int, device: torch.device) -> None:
         """Start a forward of new tokens: room in all tables, and a fresh step."""
@@ -174,10 +181,20 @@ class PagedCache(Cache):
         for table in self.state.tables.values():
             table.keep_past = True
 
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "format": FORMAT}
+
+    def __setstate__(self, state: dict) -> None:
+        found = state.pop("format", None)
+        if found != FORMAT:
+            raise ValueError(
+                f"this cache was saved in format {found}, this tokops reads format {FORMAT}: fill a new cache instead"
+            )
+        self.__dict__.update(state)
+
     def __deepcopy__(self, memo):
-        # The plan belongs to the patched model, which must not be copied along.
-        memo[id(self.state.plan)] = self.state.plan
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
         twin.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
+        twin.state.plan = self.state.plan  # the patched model's, which must not be copied along
         return twin

@@ -212,14 +212,15 @@ class StoreLayer(_Layer):
 
     def decode_scores(self, q: Tensor, options: dict, reduce: str) -> tuple[Tensor, Tensor | None]:
         """See :meth:`PagedLayer.decode_scores`."""
-        result = decode(q.detach(), self.store, scores=True, **options)
-        scores, heads = result.scores, self.store.kv_heads
+        out, _, scores, _ = decode(q.detach(), self.store, scores=True, **options)
+        assert scores is not None  # asked for
+        heads = self.store.kv_heads
         if reduce in ("max", "sum"):
             groups = scores.unflatten(2, (heads, -1))
             scores = groups.amax(3) if reduce == "max" else groups.sum(3)
         elif reduce != "none":
             scores = vote_scores(scores, heads, reduce)
-        return scores, result.out
+        return scores, out
 
     scores = decode_scores
 

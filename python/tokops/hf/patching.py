@@ -75,20 +75,31 @@ class Run:
                 f"a model patched by tokops needs a tokops cache, got {type(cache).__name__}: leave past_key_values "
                 "out, or pass run.new_cache()"
             )
+        if cache.state.plan is None:
+            raise ValueError("this cache was loaded from a file: run.adopt(cache) takes it over")
         if cache.state.plan is not self._plan:
             raise ValueError("this cache belongs to another tokops.patch; make one with run.new_cache()")
 
     def adopt(self, cache: PagedCache) -> None:
-        """Take over a cache that another run of the same model has filled: from now on this run's methods read it.
+        """Take over a cache that another run of the same model has filled, or one that was saved and loaded.
+
+        From now on this run's selecting methods read it. How its tokens are stored does not change.
 
         Args:
             cache: made by ``new_cache()`` of the other run.
 
         Raises:
             TypeError: not a tokops cache.
+            ValueError: a cache of another model.
         """
         if not isinstance(cache, PagedCache):
             raise TypeError(f"only a tokops cache can be taken over, got {type(cache).__name__}")
+        own, its = self._plan.shape, cache.state.shape
+        if own.digest != its.digest:
+            raise ValueError(
+                f"this cache is of another model: {its.family} {its.name} {its.digest}, not {own.family} {own.name} "
+                f"{own.digest}"
+            )
         cache.state.plan = self._plan
 
     def _before_forward(self, module, args, kwargs):

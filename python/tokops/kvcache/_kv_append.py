@@ -8,7 +8,7 @@ from torch import Tensor
 from .._check import FLOATS, check_shape, check_tensor, refuse_unless
 from .._native import checked, op
 from ..attention import logical
-from . import packing
+from . import inputs, packing
 from .codec import Codec
 
 __all__ = ["kv_append"]
@@ -198,31 +198,16 @@ def kv_append(
     )  # fmt: skip
 
 
-def _case_pool(gen, codec, n, heads, page, dim, dtype):
-    """A pool that holds something everywhere, so that what must not be written shows; head scales fit randn."""
-    codes, scale, zero = codec.empty(n, heads, page, dim, dtype)
-    codes.copy_(torch.randint(0, 200, codes.shape, generator=gen))
-    span = 8.0 / max(codec.levels - 1, 1)
-    scale.copy_(span * (0.5 + torch.rand(scale.shape, generator=gen)))
-    zero.fill_(-4.0)
-    return codes, scale, zero
-
-
 def _case(gen, codecs, batch, heads, page, pages, rows, dim, dtype, per_head=False, unit=1):
-    """Arguments of one call; lengths and counts are multiples of ``unit``."""
-    shape = (batch, heads, pages) if per_head else (batch, pages)
-    count = torch.Size(shape).numel()
-    table = torch.randperm(count + 1, generator=gen)[:count].view(shape).int()
-    pools = [
-        t for c in codecs for t in _case_pool(gen, c, count + 1, 1 if per_head else heads, page, dim, dtype)
-    ]
+    """Arguments of one call, and counts of rows; lengths and counts are multiples of ``unit``."""
+    table = inputs.table(gen, batch, heads, pages, per_head)
+    pools = [t for c in codecs for t in inputs.pool(gen, c, table, heads, page, dim, dtype)]
     most = page * pages // unit
-    lens = torch.randint(rows // unit, most + 1, shape[:-1], generator=gen).int() * unit
+    lens = torch.randint(rows // unit, most + 1, table.shape[:-1], generator=gen).int() * unit
     counts = torch.randint(0, rows // unit + 1, (batch,), generator=gen).int() * unit
-    k, v = (3 * torch.randn(batch, rows, heads, dim, generator=gen)).to(dtype), None
-    v = torch.randn(batch, rows, heads, dim, generator=gen).to(dtype)
+    k, v = (a * torch.randn(batch, rows, heads, dim, generator=gen) for a in (3, 1))
     kwargs = {"k_codec": codecs[0].write_code, "v_codec": codecs[1].write_code}
-    return (*pools, table, lens, k, v), kwargs, counts
+    return (*pools, table, lens, k.to(dtype), v.to(dtype)), kwargs, counts
 
 
 _PAIRS = [

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._check import check_shape, check_tensor, refuse_unless
 from .._native import checked, op
-from . import packing
+from . import inputs, packing
 from .codec import Codec
 
 __all__ = ["kv_transfer"]
@@ -201,21 +201,8 @@ def kv_transfer(
 
 
 def _case_side(gen, codecs, batch, heads, page, pages, dim, dtype, per_head):
-    """Pools whose codes and scales hold something everywhere, and a table."""
-    shape = (batch, heads, pages) if per_head else (batch, pages)
-    count = torch.Size(shape).numel()
-    table = torch.randperm(count + 1, generator=gen)[:count].view(shape).int()
-    tensors = []
-    for codec in codecs:
-        codes, scale, zero = codec.empty(count + 1, 1 if per_head else heads, page, dim, dtype)
-        if codec.kind == "full":
-            codes.copy_(torch.randn(codes.shape, generator=gen))
-        else:
-            codes.copy_(torch.randint(0, 120, codes.shape, generator=gen))
-        scale.copy_(8.0 / max(codec.levels - 1, 1) * (0.5 + torch.rand(scale.shape, generator=gen)))
-        zero.copy_(-4.0 + torch.rand(zero.shape, generator=gen))
-        tensors += [codes, scale, zero]
-    return *tensors, table
+    table = inputs.table(gen, batch, heads, pages, per_head)
+    return *(t for c in codecs for t in inputs.pool(gen, c, table, heads, page, dim, dtype)), table
 
 
 _FULL, _INT8, _INT4 = Codec("full"), Codec("int8"), Codec("int4", group=32)

@@ -5,20 +5,24 @@ visible ones, its sinks; from there on they are in a tail of full precision, or,
 prompt's own tensors. All sequences of a batch are cut at the same position; left padding is counted in ``starts``.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from .pages import PageTable
 
-_FIRST_SLAB = 1024  # tokens; later slabs double
+_FIRST_SLAB = 1024  # tokens of the first slab behind a prompt; later ones double
+_SHORT_PROMPT = 256  # tokens below which a prompt has no slab of its own
 _SPARE = 64  # slots of a tail beyond what it must hold
 
 
 @dataclass
 class Slab:
-    """Packed pages of the positions ``[first, first + span)``. Growth adds a slab: history is never copied."""
+    """Packed pages of the positions ``[first, first + span)``. Growth adds a slab: history is never copied.
+
+    ``copies`` are pages (source, target) that layers must copy before they write or read in this forward.
+    """
 
     first: int
     span: int
@@ -32,7 +36,10 @@ class Slab:
 
 @dataclass(frozen=True)
 class Segment:
-    """Positions ``[begin, end)`` to be packed into one slab, and what the writing op is told."""
+    """Positions ``[begin, end)`` to be packed into one slab, and what the writing op is told.
+
+    ``starts`` are slots of padding and sinks, which share no scale with the others.
+    """
 
     slab: int
     begin: int
@@ -55,6 +62,9 @@ class Layout:
         restores: whether packed tokens of a unit that is cut by a crop must return to the tail.
     """
 
+    seq_lens: Tensor  # of all the tensors below: made when the first tokens come
+    device: torch.device
+
     def __init__(self, page: int, sinks: int, residual: int, unit: int, restores: bool):
         self.page, self.sinks, self.residual, self.unit, self.restores = page, sinks, residual, unit, restores
         self.group = unit
@@ -62,34 +72,35 @@ class Layout:
 
     def reset(self) -> None:
         """Hold nothing."""
-        self.length = self.packed = 0
-        self.batch = 0
-        self.layers = self.packed_token_bytes = self.group_bytes = self.full_token_bytes = (
-            0  # sums over layers
-        )
+        self.length = self.packed = self.batch = 0
+        self.layers = 0
+        # Bytes in all layers: of a packed token, of a group of them, of a full token, and of what is held once.
+        self.packed_token_bytes = self.group_bytes = self.full_token_bytes = self.fixed_bytes = 0
         self.slabs: list[Slab] = []
+        self._slab_tensors: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self.starts: Tensor | None = None
         self._host_starts: list[int] = []
         self.tail_begin = self.tail_end = 0
         self.tail_capacity = self.residual + self.unit + _SPARE
-        self._absorbed: int | None = None  # packed, once the layers have absorbed the prompt at work
+        self._absorbed: int | None = (
+            None  # where the cut will be once layers have absorbed the prompt at work
+        )
         # What the layers do in this forward.
         self.before: list[Segment] = []
         self.after: list[Segment] = []
         self.before_slot = 0
         self.tail_move: tuple[int, int] | None = None
-        self.pending = 0
-        self.past = 0
+        self.pending = self.past = 0
         self.version = 0
-        self.seq_lens: Tensor | None = None
 
     # ---- A forward.
 
     def begin(self, batch: int, rows: int, prompt_rows: int, device: torch.device) -> None:
         """Plan a forward of new tokens: what to pack before and after it, and where the new tokens go."""
         self._settle()
-        if self.seq_lens is None:
-            self._start(batch, device)
+        if not self.batch:
+            self.batch, self.device = batch, device
+            self._make_tensors()
         elif batch != self.batch:
             raise ValueError(f"the cache holds {self.batch} sequences, the new tokens are for {batch}")
         for slab in self.slabs:
@@ -111,10 +122,6 @@ class Layout:
             self.tail_end += rows
         self._place()
 
-    def _start(self, batch, device):
-        self.batch, self.device = batch, device
-        self._make_tensors()
-
     def _target(self, committed: int) -> int:
         """Where the cut is once so many tokens are committed."""
         units = max(committed - self.residual, 0) // self.unit
@@ -131,22 +138,20 @@ class Layout:
             if slab.table.copies is not None:
                 slab.copies.append(slab.table.copies)
             lens = torch.full((self.batch,), stop - slab.first, dtype=torch.int32, device=self.device)
-            starts = None
-            if self.starts is not None:
-                starts = (self.starts - slab.first).clamp_min(0)
-            segments.append(Segment(len(self.slabs) - 1, begin, stop, lens, starts))
+            index = len(self.slabs) - 1
+            segments.append(Segment(index, begin, stop, lens, self._slab_tensors[index][2]))
             begin = stop
             self.version += 1
         return segments
 
     def _new_slab(self, begin, end):
         span = end - begin
-        if self.slabs or span < _FIRST_SLAB // 4:
+        if self.slabs or span < _SHORT_PROMPT:
             span = max(span, _FIRST_SLAB, 2 * self.slabs[-1].span if len(self.slabs) > 1 else 0)
         span = -(-span // self.page) * self.page
         slab = Slab(begin, span, PageTable(self.page, reserve=span))
         self.slabs.append(slab)
-        self._place_slabs.append(self._tensors_of(slab))
+        self._slab_tensors.append(self._tensors_of(slab))
         return slab
 
     def _grow_tail(self, rows):
@@ -164,33 +169,52 @@ class Layout:
         """Once a prompt is absorbed its tokens are packed, or alone in fresh tails."""
         if self._absorbed is None:
             return
+        self.tail_capacity = self.absorbed_capacity
         self.packed, self._absorbed = self._absorbed, None
         self.tail_begin, self.tail_end = 0, self.length - self.packed
-        self.tail_capacity = self.tail_end + self.unit + _SPARE
         self.pending, self.before, self.after, self.tail_move = 0, [], [], None
         self.version += 1
-
-    @property
-    def absorbed_capacity(self) -> int:
-        """Slots of the tails that layers make when they absorb a prompt."""
-        return self.length - (self._absorbed or 0) + self.unit + _SPARE
 
     @property
     def absorbed(self) -> int:
         """Where the cut will be once the prompt at work is absorbed."""
         return self.packed if self._absorbed is None else self._absorbed
 
+    @property
+    def absorbed_capacity(self) -> int:
+        """Slots of the tails that layers make when they absorb a prompt."""
+        return self.length - self.absorbed + self.unit + _SPARE
+
     def see_starts(self, starts: Tensor | None) -> None:
-        """Note the first visible position of every sequence, once, while the first prompt is read."""
-        if starts is not None and self.starts is None and self.past == 0:
-            self.starts = starts.clone()
-            self._host_starts = starts.tolist()
-            self.after = [
-                Segment(s.slab, s.begin, s.end, s.seq_lens, (starts - self.slabs[s.slab].first).clamp_min(0))
-                for s in self.after
-            ]
-            self._make_tensors()
-            self._place()
+        """Note the first visible position of every sequence; every layer of a prompt tells, before it absorbs.
+
+        A prompt may come in pieces, the first ones all padding. It is known where a sequence starts once a piece
+        has a token of it.
+        """
+        if starts is None or (self.starts is None and self.past):
+            return
+        known = [start < self.past for start in self._host_starts] or [False] * self.batch
+        if all(known):
+            return
+        told = starts.tolist()
+        host = [old if k else new for old, new, k in zip(self.host_starts, told, known, strict=True)]
+        if host == self._host_starts:
+            return
+        self._host_starts = host
+        self.starts = torch.tensor(host, dtype=torch.int32, device=self.device)
+        self._make_tensors()
+        self.after = [replace(s, starts=self._slab_tensors[s.slab][2]) for s in self.after]
+        self._place()
+
+    @property
+    def host_starts(self) -> list[int]:
+        """First visible position of every sequence."""
+        return self._host_starts or [0] * self.batch
+
+    @property
+    def sink_end(self) -> int:
+        """The position behind the last sink of all sequences."""
+        return max(self._host_starts, default=0) + self.sinks
 
     # ---- The device's view of the cut, updated in place so that layers may keep what they read with.
 
@@ -204,25 +228,22 @@ class Layout:
         self.sink_lens = ints()
         self.tail_first, self.tail_lens, self.tail_slot = ints(), ints(), ints()
         self.pending_first, self.pending_lens = ints(), ints()
-        self._place_slabs = [self._tensors_of(slab) for slab in self.slabs]
+        self._slab_tensors = [self._tensors_of(slab) for slab in self.slabs]
         self.version += 1
 
     def _tensors_of(self, slab):
         """(lens, first, begin) of one slab; begin leaves out the sinks and what lies before them."""
         lens = torch.zeros(self.batch, dtype=torch.int32, device=self.device)
-        first = torch.full_like(lens, slab.first)
-        last = max(self._host_starts, default=0) + self.sinks
         begin = None
-        if last > slab.first:
-            begin = self.sink_first + (self.sinks - slab.first)
-            begin = begin.clamp_min(0).int()
-        return lens, first, begin
+        if self.sink_end > slab.first:
+            begin = (self.sink_first + (self.sinks - slab.first)).clamp_min(0).int()
+        return lens, torch.full_like(lens, slab.first), begin
 
     def _place(self):
         self.seq_lens.fill_(self.length)
         if self.sinks:
             torch.clamp(self.packed - self.sink_first, 0, self.sinks, out=self.sink_lens)
-        for slab, (lens, _, _) in zip(self.slabs, self._place_slabs, strict=True):
+        for slab, (lens, _, _) in zip(self.slabs, self._slab_tensors, strict=True):
             lens.fill_(min(max(self.packed - slab.first, 0), slab.span))
         self.tail_first.fill_(self.packed - self.tail_begin)
         self.tail_slot.fill_(self.tail_begin)
@@ -232,7 +253,7 @@ class Layout:
 
     def slab_tensors(self, index: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """lens, first and begin of one slab, as a :class:`~tokops.attention.Part` has them."""
-        return self._place_slabs[index]
+        return self._slab_tensors[index]
 
     # ---- Changes between forwards.
 
@@ -253,7 +274,7 @@ class Layout:
                 restored = (self.packed, length)
             self.tail_begin, self.tail_end = 0, length - self.packed
         self.version += 1
-        if self.seq_lens is not None:
+        if self.batch:
             self._place()
         return restored
 
@@ -261,7 +282,7 @@ class Layout:
         """Give back the pages behind the cut, once layers have read what they must of them."""
         while self.slabs and self.slabs[-1].first >= self.packed:
             self.slabs.pop()
-            self._place_slabs.pop()
+            self._slab_tensors.pop()
         if self.slabs and self.slabs[-1].end > self.packed:
             self.slabs[-1].table.crop(self.slabs[-1].end - self.packed)
         self.version += 1
@@ -269,7 +290,7 @@ class Layout:
     def select(self, rows: list[int]) -> None:
         """Keep the sequences ``rows``, in that order; packed pages are shared, not copied."""
         self._settle()
-        if self.seq_lens is None:
+        if not self.batch:
             return
         for slab in self.slabs:
             slab.table.select(rows)
@@ -297,23 +318,24 @@ class Layout:
 
     # ---- Bytes, of all layers that follow this layout.
 
-    def _bytes(self, packed_tokens: int, sinks: int, tail: int) -> int:
-        tables = sum(slab.table.pages.size * 4 for slab in self.slabs)
+    def _bytes(self, packed_tokens: int, sinks: int, tail: int, entries: int) -> int:
         packed = packed_tokens * self.packed_token_bytes + packed_tokens // self.group * self.group_bytes
-        return packed + (sinks + tail) * self.full_token_bytes + tables
+        full = (sinks + tail) * self.full_token_bytes
+        return packed + full + 4 * entries + self.fixed_bytes
 
     def live_bytes(self) -> int:
         """Codes, scales and zeros of packed tokens, sinks and tail in full precision, page tables."""
-        packed, starts = self.absorbed, self._host_starts or [0] * self.batch
-        sinks = sum(min(max(packed - start, 0), self.sinks) for start in starts)
+        sinks = sum(min(max(self.absorbed - start, 0), self.sinks) for start in self.host_starts)
         tokens = sum(slab.table.live_tokens() for slab in self.slabs)
-        return self._bytes(tokens, sinks, (self.length - packed) * self.batch)
+        entries = sum(slab.table.pages.size for slab in self.slabs)
+        return self._bytes(tokens, sinks, (self.length - self.absorbed) * self.batch, entries)
 
     def allocated_bytes(self) -> int:
         """Bytes of pools, sinks, tails and tables."""
         capacity = self.tail_capacity if self._absorbed is None else self.absorbed_capacity
         tokens = sum(slab.table.capacity * self.page for slab in self.slabs)
-        return self._bytes(tokens, self.sinks * self.batch, capacity * self.batch)
+        entries = sum(slab.table.entries_allocated for slab in self.slabs)
+        return self._bytes(tokens, self.sinks * self.batch, capacity * self.batch, entries)
 
     def full_bytes(self) -> int:
         """Bytes of all sequences' tokens in the model's dtype."""
@@ -321,6 +343,5 @@ class Layout:
 
     def live_tokens(self) -> int:
         """Tokens held, each packed one once however many sequences share it."""
-        return (
-            sum(slab.table.live_tokens() for slab in self.slabs) + (self.length - self.absorbed) * self.batch
-        )
+        packed = sum(slab.table.live_tokens() for slab in self.slabs)
+        return packed + (self.length - self.absorbed) * self.batch

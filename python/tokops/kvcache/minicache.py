@@ -65,6 +65,20 @@ def _capped(chosen: Tensor, key: Tensor, cap: float, page: int) -> Tensor:
     return chosen & (ranks < math.floor(cap * page))
 
 
+def _check_rules(distance, gamma, mode, sinks, starts, threshold, cap, page):
+    _check(distance, gamma, starts)
+    if mode not in ("range", "topk"):
+        raise ValueError(f"mode must be range or topk, got {mode}")
+    if mode == "topk" and threshold is not None:
+        raise ValueError("threshold is for mode range, got topk")
+    if sinks < 0:
+        raise ValueError(f"sinks must be >= 0, got {sinks}")
+    if cap is not None and not 0 <= cap <= 1:
+        raise ValueError(f"cap must be 0..1, got {cap}")
+    if page is not None and page < 1:
+        raise ValueError(f"page must be >= 1, got {page}")
+
+
 def minicache_retain(
     distance: Tensor,
     gamma: float = 0.05,
@@ -105,17 +119,7 @@ def minicache_retain(
         >>> minicache_retain(torch.tensor([[[0.1, 0.5, 0.2, 0.48]]]), 0.1, sinks=1)
         tensor([[[ True,  True, False,  True]]])
     """
-    _check(distance, gamma, starts)
-    if mode not in ("range", "topk"):
-        raise ValueError(f"mode must be range or topk, got {mode}")
-    if mode == "topk" and threshold is not None:
-        raise ValueError("threshold is for mode range, got topk")
-    if sinks < 0:
-        raise ValueError(f"sinks must be >= 0, got {sinks}")
-    if cap is not None and not 0 <= cap <= 1:
-        raise ValueError(f"cap must be 0..1, got {cap}")
-    if page is not None and page < 1:
-        raise ValueError(f"page must be >= 1, got {page}")
+    _check_rules(distance, gamma, mode, sinks, starts, threshold, cap, page)
     real = _real(distance, starts)
     first = real & (real.cumsum(-1) <= sinks)
     key = distance.nan_to_num(nan=math.inf, posinf=math.inf).masked_fill(~real, -math.inf)

@@ -56,6 +56,11 @@ class PageTable:
         """Pages have nothing to tell; see :meth:`tokops.kvcache.layout.Layout.notes`."""
         return []
 
+    @property
+    def entries_allocated(self) -> int:
+        """Entries of the table on the device, those not yet in use included."""
+        return 0 if self._device is None else self._device.numel()
+
     def live_bytes(self) -> int:
         """Bytes of the tokens in the pages, in all layers that follow this table."""
         return self.live_tokens() * self.token_bytes

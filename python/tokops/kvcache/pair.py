@@ -12,6 +12,7 @@ from ._kv_append import kv_append
 from ._minicache_merge import minicache_merge
 from .layout import Segment
 from .minicache import minicache_retain, minicache_threshold
+from .pool import Pool
 from .retained import Retained
 
 if TYPE_CHECKING:
@@ -45,6 +46,29 @@ class MergeRule:
         ):
             if value not in known:
                 raise ValueError(f"MiniCache: {name} must be one of {', '.join(known)}, got {value!r}")
+
+
+class PairPool(Pool):
+    """A pool of directions, with the norms ``[2, N, H, P]`` of both layers."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.norms = self._empty()
+
+    def _empty(self) -> Tensor:
+        heads, page, _ = self.shape
+        return self.codes.new_empty(2, self.pages, heads, page, dtype=torch.float16)
+
+    def grow(self, pages: int) -> None:
+        """See :meth:`Pool.grow`."""
+        super().grow(pages)
+        old, self.norms = self.norms, self._empty()
+        self.norms[:, : old.shape[1]] = old
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """See :meth:`Pool.copy`."""
+        super().copy(source, target)
+        self.norms[:, target] = self.norms[:, source]
 
 
 class Pair:
@@ -158,7 +182,7 @@ class Pair:
 
     def _counts(self, begin: int, tokens: int) -> list[int]:
         """Of so many tokens from ``begin`` on, those that every sequence sees."""
-        starts = self.layout._host_starts or [0] * self.layout.batch
+        starts = self.layout.host_starts
         return [begin + tokens - max(begin, start) for start in starts]
 
     def _above(self, distances: list[Tensor], begin: int, starts, sink: Tensor) -> Tensor:
@@ -198,28 +222,23 @@ class Pair:
         keys, values = self.stores[0].pools[segment.slab]
         k, v = (side[0][:, rows].masked_fill(hidden[..., None], 0) for side in sides)
         kv_append(
-            keys[0],
-            keys[1],
-            keys[2],
-            values[0],
-            values[1],
-            values[2],
+            *keys.tensors,
+            *values.tensors,
             table,
             segment.seq_lens,
             k,
             v,
-            k_codec=layout.keys.write_code,
-            v_codec=layout.values.write_code,
+            k_codec=keys.codec.write_code,
+            v_codec=values.codec.write_code,
             starts=segment.starts,
         )
-        columns = slice(
-            (segment.begin - slab.first) // layout.page, (segment.end - slab.first) // layout.page
-        )
-        pages = table[:, columns].long()
-        for pool, side, is_key in ((keys, sides[0], True), (values, sides[1], False)):
-            for to, norm in zip(pool[3:], side[1:3], strict=True):
-                norm = norm[:, rows].masked_fill(hidden, torch.nan) if is_key else norm[:, rows]
-                to[pages] = norm.unflatten(1, (-1, layout.page)).transpose(2, 3)[..., None]
+        first, last = ((at - slab.first) // layout.page for at in (segment.begin, segment.end))
+        pages = table[:, first:last].long()
+        for pool, side in ((keys, sides[0]), (values, sides[1])):
+            assert isinstance(pool, PairPool), "made after the pair was merged"
+            for to, norm in zip(pool.norms, side[1:3], strict=True):
+                norm = norm[:, rows].masked_fill(hidden, torch.nan) if pool is keys else norm[:, rows]
+                to[pages] = norm.unflatten(1, (-1, layout.page)).transpose(2, 3)
 
     def _keep(self, mask: Tensor, begin: int, tokens) -> None:
         most = int(mask.sum(-1).max()) if mask.numel() else 0

@@ -1,15 +1,14 @@
 """Stores of layers that keep their packed tokens two by two, and the cut they share."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from ..attention import Part
 from .codec import Codec
-from .layout import Segment
-from .pair import LEAST_TOKENS, MergeRule, Pair
+from .layout import Segment, Slab
+from .pair import LEAST_TOKENS, MergeRule, Pair, PairPool
+from .pool import Pool
 from .quantized import QuantizedLayout, QuantizedStore
 
 
@@ -94,8 +93,8 @@ class PairStore(QuantizedStore):
             self.pair.reset()
 
     @property
-    def pools(self):
-        """Codes, scales, zeros and both layers' norms of every slab, for keys and for values."""
+    def pools(self) -> list[tuple[Pool, Pool]]:
+        """Directions and norms of keys and of values, by slab."""
         return self._pools
 
     @property
@@ -132,6 +131,7 @@ class PairStore(QuantizedStore):
         both = [[x[:, :tokens] for x in store.prompt_tokens()] for store in pair.stores]
         pair.pack(layout.after, both)
         for store in pair.stores:
+            store.follow()
             QuantizedStore.absorb(store, q)
         return None
 
@@ -153,12 +153,11 @@ class PairStore(QuantizedStore):
         else:
             super().follow()
 
-    def _new_pool(self, codec, pages):
-        pool = super()._new_pool(codec, pages)
+    def _new_pool(self, side: int, slab: Slab) -> Pool:
         if not self.pair.merged:
-            return pool
-        norms = pool[0].new_empty(2, pages, self.kv_heads, self.layout.page, 1, dtype=torch.float16)
-        return (*pool, *norms)
+            return super()._new_pool(side, slab)
+        shape = (self.kv_heads, self.layout.page, self._dim)
+        return PairPool(self.layout.codecs[side], shape, slab.table.capacity, self._dtype, self._device)
 
     def _pack(self, segment: Segment, k, v):
         if not self.pair.merged:
@@ -167,14 +166,13 @@ class PairStore(QuantizedStore):
     def keep_sinks(self, begin: int, k: Tensor, v: Tensor) -> None:
         """Copy the sinks among tokens ``[B, T, Hkv, D]`` at positions from ``begin`` on."""
         if self._sinks is not None:
-            self._keep_sinks(begin, k, v)
+            self._keep_sinks(self._sinks, begin, k, v)
 
-    def _slab_part(self, index: int) -> Part:
-        part = super()._slab_part(index)
-        if not self.pair.merged:
-            return part
-        keys, values = self._pools[index]
-        return replace(part, k_norm=keys[3 + self.side][..., 0], v_norm=values[3 + self.side][..., 0])
+    def _operands(self, keys: Pool, values: Pool) -> dict:
+        operands = super()._operands(keys, values)
+        if isinstance(keys, PairPool) and isinstance(values, PairPool):
+            operands |= {"k_norm": keys.norms[self.side], "v_norm": values.norms[self.side]}
+        return operands
 
     def parts(self) -> list[Part]:
         parts = super().parts()
@@ -191,9 +189,9 @@ class PairStore(QuantizedStore):
         self.pair.crop(self.layout.packed)
         return None
 
-    def _decoded(self, codec, page):
-        x = super()._decoded(codec, page)
-        return x * page[3 + self.side].float() if self.pair.merged else x
+    def _read(self, pool: Pool, pages: Tensor) -> Tensor:
+        x = super()._read(pool, pages)
+        return x * pool.norms[self.side][pages][..., None].float() if isinstance(pool, PairPool) else x
 
     def _restored(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
         k, v = super()._restored(begin, end)

@@ -5,7 +5,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..attention import Part
+from .._native import checked
+from ..attention import Part, packed_decode
+from ..attention.arguments import four_axes
 from ._attention_mass import attention_mass
 
 __all__ = ["Decoded", "Store", "decode"]
@@ -15,6 +17,8 @@ class Store(Protocol):
     """The cache of one layer for a batch of sequences of one logical length, drafts included.
 
     All parts hold keys and values as the store transforms them; ``rotate`` and ``query`` do the same to queries.
+    A store may also have ``observe(scores, lse, softcap)``: it is then told of every dense pass the scaled scores
+    ``[B, T, Hq, L]`` before the soft cap and the ``lse [B, T, Hq]`` of its rows, those at positions from L - T on.
     """
 
     rotate: bool
@@ -74,7 +78,7 @@ def decode(
     Args:
         q: ``[B, T, Hq, D]`` queries, T at most 256; their keys and values are in the store.
         store: see :class:`Store`.
-        selected, counts: logical positions, as in :func:`tokops.attention.paged_decode`.
+        selected, counts: logical positions, as in :func:`tokops.attention.packed_decode`.
         behind: tokens of the store that come after these rows (a long prompt is read in blocks of rows).
         scores: also give the scaled ``q . k`` of every logical position, -inf where unseen.
         mass: also give the attention that every position received, summed over rows and the heads of a group.
@@ -89,27 +93,31 @@ def decode(
         not (mass and log_gamma is not None),
         lambda: "decode: mass does not know log_gamma, ask for one of them",
     )
-    tensors, numbers = store.flat_parts()
     seq_lens = store.seq_lens - behind if behind else store.seq_lens
-    wanted = store.length - behind if scores or mass else None
-    out, lse, raw = torch.ops.tokops.packed_decode.default(
-        store.query(q),
-        tensors,
-        numbers,
-        seq_lens,
-        q_lens=q_lens,
-        starts=starts,
-        scale=scale,
-        selected=selected,
-        counts=counts,
-        ancestors=ancestors,
-        sink_logit=sink_logit,
-        log_gamma=log_gamma,
-        softcap=softcap,
-        window=window,
-        rotate=store.rotate,
-        q_int8=store.q_int8,
-        max_len=wanted,
-    )
+    selected, counts = four_axes(selected, counts)
+    plain = selected is None and ancestors is None and log_gamma is None and q_lens is None
+    observe = getattr(store, "observe", None) if plain else None
+    options = {
+        "q_lens": q_lens,
+        "starts": starts,
+        "scale": scale,
+        "selected": selected,
+        "counts": counts,
+        "ancestors": ancestors,
+        "sink_logit": sink_logit,
+        "log_gamma": log_gamma,
+        "softcap": softcap,
+        "window": window,
+        "rotate": store.rotate,
+        "q_int8": store.q_int8,
+        "max_len": store.length - behind if scores or mass or observe else None,
+    }
+    q = store.query(q)
+    if checked():
+        out, lse, raw = packed_decode(q, store.parts(), seq_lens, **options)
+    else:
+        out, lse, raw = torch.ops.tokops.packed_decode.default(q, *store.flat_parts(), seq_lens, **options)
+    if observe:
+        observe(raw, lse, softcap)
     share = attention_mass(raw, lse, store.kv_heads, softcap=softcap, q_lens=q_lens) if mass else None
     return Decoded(out, lse, raw if scores else None, share)

@@ -30,16 +30,22 @@ class QuantizedKV(Method):
     4, 3     token, group     token, group      yes     0          yes
     2        token, group 32  token, group 32   yes     128        yes
     fp8      token, group D   token, group D    no      0          no
-    channel  group of tokens  (as given)        no      128        as by bits
+    16       as they are      as they are       no      0          no
+    channel  group of tokens  (as by bits)      no      128        as by bits
+    head     one per head     (as by bits)      as bits 128        as by bits
     ======== ================ ================= ======= ========== ==========
+
+    A pair of formats takes rotate, residual and full_first of the one with fewer bits.
 
     Args:
         bits: 8, 4, 3 (eight levels in the container of four bits), 2, ``"fp8_e4m3"``, ``"fp8_e5m2"``, or 16 for full
             precision; a pair gives keys and values their own.
         group: dimensions (or tokens, per channel) that share a scale; 32 where the head dimension is not divisible
-            by 64, and at most 32 for 2 bit.
+            by it, 16 where it is not by 32 either (8 bit alone); at most 32 for 2 bit, at least 32 for dimensions
+            of 4, 3 and 2 bit.
         key_geometry, value_geometry: ``"token"``: a scale per token and group of dimensions; ``"channel"``: per
-            dimension and group of tokens (KIVI's keys); ``"head"``: one scale per head, set by the first tokens.
+            dimension and group of tokens (KIVI's keys); ``"head"``: one scale per head for the whole batch, set by
+            the first tokens that are packed.
         rotate: keep keys and values Hadamard-transformed, which spreads outlying channels over all of them.
         residual: newest tokens that stay in full precision.
         full_first: keep the first page of every sequence in full precision.
@@ -71,7 +77,8 @@ class QuantizedKV(Method):
         pair = self.pair
         refuse(len(pair) != 2, f"bits must be one format or a pair for keys and values, got {self.bits!r}")
         for bits in pair:
-            refuse(bits not in _BITS, f"bits must be one of {', '.join(map(str, _BITS))}, got {bits!r}")
+            known = type(bits) in (int, str) and bits in _BITS
+            refuse(not known, f"bits must be one of {', '.join(map(str, _BITS))}, got {bits!r}")
         refuse(self.group < 16 or self.group % 16, f"group must be a multiple of 16, got {self.group}")
         for name in ("key_geometry", "value_geometry"):
             value = getattr(self, name)
@@ -81,9 +88,14 @@ class QuantizedKV(Method):
             )
         refuse(self.sinks < 0, f"sinks must be >= 0, got {self.sinks}")
         refuse(self.residual is not None and self.residual < 0, f"residual must be >= 0, got {self.residual}")
+        tokens = max(self._channel_groups(), default=0)
         refuse(
-            self.residual is not None and self.channels and self.residual < self.group,
-            f"residual {self.residual} is shorter than the channel group of {self.group} tokens",
+            self.residual is not None and self.residual < tokens,
+            f"residual {self.residual} is shorter than the channel group of {tokens} tokens",
+        )
+        refuse(
+            len(set(self._channel_groups())) > 1,
+            f"keys and values per channel must share one group of tokens, got {self._channel_groups()}",
         )
 
     @property
@@ -92,26 +104,36 @@ class QuantizedKV(Method):
         return tuple(self.bits) if isinstance(self.bits, (tuple, list)) else (self.bits, self.bits)
 
     @property
-    def channels(self) -> bool:
-        """Whether a scale is shared by tokens."""
-        return "channel" in (self.key_geometry, self.value_geometry)
+    def geometries(self) -> tuple[str, str]:
+        """Geometries of keys and values."""
+        return self.key_geometry or "token", self.value_geometry or "token"
+
+    def _channel_groups(self) -> list[int]:
+        """Tokens that share a scale, of keys and of values that are scaled per channel."""
+        each = zip(self.pair, self.geometries, strict=True)
+        return [self._most(bits) for bits, geometry in each if geometry == "channel" and bits != 16]
+
+    def _most(self, bits) -> int:
+        """The largest group of a format."""
+        return min(self.group, 32) if bits == 2 else self.group
 
     def codecs(self, dim: int) -> tuple[Codec, Codec]:
         """Codecs of keys and values for a head dimension."""
-        geometries = (self.key_geometry or "token", self.value_geometry or "token")
-        return tuple(self._codec(*x, dim) for x in zip(self.pair, geometries, strict=True))  # type: ignore[return-value]
+        keys, values = (self._codec(*x, dim) for x in zip(self.pair, self.geometries, strict=True))
+        return keys, values
 
-    def _codec(self, bits, geometry, dim):
+    def _codec(self, bits, geometry, dim) -> Codec:
         if bits == 16:
             return Codec("full")
-        if bits in _FP8:
-            return Codec(bits, geometry, dim if geometry == "token" else self.group)
-        group = self.group
-        if geometry == "token" and dim % group:
-            group = 32 if dim % 32 == 0 and bits != 8 else 16
-        if bits == 2:
-            group = min(group, 32)
-        return Codec(f"int{bits}", geometry, group)
+        group = self._most(bits)
+        if geometry == "token":
+            if bits in _FP8:
+                group = dim
+            elif dim % group:
+                group = 16 if dim % 32 else 32
+            if bits in (4, 3, 2):
+                group = max(group, 32)
+        return Codec(bits if bits in _FP8 else f"int{bits}", geometry, group)
 
     def resolve(self, shape: ModelShape) -> "QuantizedKV":
         if not shape.full_layers:
@@ -125,11 +147,16 @@ class QuantizedKV(Method):
         keys, values = self.codecs(shape.head_dim)
         for codec in (keys, values):
             codec.check(shape.head_dim, page_size)
-        rotate = self.rotate if self.rotate is not None else least <= 4 and not self.channels
+            if codec.kind != "full" and shape.head_dim % 16:
+                raise ValueError(
+                    f"QuantizedKV: packed pages need a head dimension divisible by 16, got {shape.head_dim}"
+                )
+        shared = {c.geometry for c in (keys, values) if c.kind != "full"} - {"token"}
+        rotate = self.rotate if self.rotate is not None else least <= 4 and "channel" not in shared
         full_first = self.full_first if self.full_first is not None else least <= 4
         residual = self.residual
-        if residual is None:
-            residual = 128 if self.channels or least == 2 else 0
+        if residual is None:  # a scale that many tokens share is set by many
+            residual = 128 if shared or least == 2 else 0
         return QuantizedLayout(
             keys,
             values,

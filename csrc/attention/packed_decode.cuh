@@ -1,0 +1,97 @@
+// What the CUDA parts of packed_decode share: the launch shape, and which keys a split has in its
+// part.
+#pragma once
+#include "attention/paged_decode.cuh"
+#include "attention/parts.h"
+
+namespace tokops::paged {
+
+inline constexpr int kMaxStages = 4;  // tiles in the ring
+
+// How one side of a part is copied and decoded: in units of whole blocks of codes.
+struct Packing {
+  int unit, elements;  // bytes and dimensions of a unit
+  int per_row;         // units of a row
+  int next_row, next;  // what a thread adds to row and unit to get to its next unit
+  int copy;            // bytes that one copy may move: 16, 8, 4 or 1
+  int groups;          // scales of a token; 0 where it has none of its own
+  bool scale_quads;    // per channel: four scales in a row can be loaded at once
+};
+
+// Tiles of a part that are in shared memory as they are packed, the one at work included.
+struct Ring {
+  int stages, tile, keys;  // tiles; bytes of a key and its value, and of the key alone
+};
+
+// Host-made. Splits are numbered part by part.
+struct PackedPlan : Plan {
+  Part parts[kMaxParts];
+  Packing packing[kMaxParts][2];  // of keys and of values
+  Ring rings[kMaxParts];
+  int n_parts;
+  int first_split[kMaxParts + 1];
+  int ring_bytes, groups;  // per key of a tile: packed bytes in flight, and scales of a token
+};
+static_assert(sizeof(PackedPlan) < 32 * 1024);  // a kernel's parameters
+
+void run_packed_simt(const PackedPlan& plan, const Queue& q);  // any dtype, row_tile 1, 4, 8
+void run_packed_mma(const PackedPlan& plan, const Queue& q);   // bf16 and f16, row_tile 16
+
+namespace {
+
+// Slots [least, len) of a part, the first at logical position `first`.
+struct Extent {
+  int first, least, len;
+};
+__device__ inline int clamp_int(int x, int lo, int hi) { return x < lo ? lo : x > hi ? hi : x; }
+__device__ inline Extent extent_of(const Part& part, const Work& w) {
+  if (w.t0 >= w.view.rows || part.pages_in_pool <= 0) return {0, 0, 0};
+  const int len =
+      clamp_int(part.lens[w.b * part.lens_b + w.hkv * part.lens_h], 0, part.pages * part.P);
+  if (part.positions) return {0, 0, len};
+  const int length = w.view.length;
+  const int first = part.first ? clamp_int(part.first[w.b], 0, length) : 0;
+  const int end = clamp_int(len, 0, length - first);
+  return {first, part.begin ? clamp_int(part.begin[w.b], 0, end) : 0, end};
+}
+
+// First of n ascending entries, -1 counting as the largest, that is not below `value`. All lanes
+// of a warp take part: each looks at the end of one piece of what is left.
+__device__ inline int lower_bound(const int32_t* list, int n, int value) {
+  int lo = 0;
+  while (n > 0) {
+    const int step = (n + 31) / 32, at = (threadIdx.x % 32 + 1) * step - 1;
+    const bool below = at < n && unsigned(list[lo + at]) < unsigned(value);
+    const int whole = __popc(__ballot_sync(kFullWarp, below)) * step;
+    lo += whole;
+    n = n - whole < step - 1 ? n - whole : step - 1;
+  }
+  return lo;
+}
+
+// The rows of a block and the keys they read of the split's part: entries of the list, slots of a
+// reordered part, or else positions.
+__device__ inline Work work_of(const PackedPlan& plan, int64_t group, int block, int split) {
+  Work w = rows_of(plan, group, block);
+  while (split >= plan.first_split[w.part + 1]) ++w.part;
+  const Part& part = plan.parts[w.part];
+  const Extent x = extent_of(part, w);
+  if (x.len <= x.least) return w;
+  if (part.positions) {
+    w.end = w.list ? lower_bound(w.list, w.list_size, INT32_MAX) : x.len;
+  } else {
+    key_range(plan.p, w.view, w.b, w.t0, w.t1, &w.begin, &w.end);
+    w.begin = w.begin > x.first + x.least ? w.begin : x.first + x.least;
+    w.end = w.end < x.first + x.len ? w.end : x.first + x.len;
+    if (w.list) {
+      w.end = w.begin < w.end ? lower_bound(w.list, w.list_size, w.end) : 0;
+      w.begin = lower_bound(w.list, w.end, w.begin);
+    }
+  }
+  if (w.end < w.begin) w.end = w.begin;
+  w.chunk = split_size(w.end - w.begin, plan.first_split[w.part + 1] - plan.first_split[w.part]);
+  return w;
+}
+
+}  // namespace
+}  // namespace tokops::paged

@@ -1,0 +1,1 @@
+"""The memory and the quality of cache stores on a model and a text: what `tokops kv` measures."""

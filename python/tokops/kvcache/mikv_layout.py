@@ -1,0 +1,218 @@
+"""How many tokens MiKV keeps in which precision, and where a forward stands: host bookkeeping that layers share."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .codec import Codec
+
+_SPARE = 64  # slots of a tail beyond the committed tokens that it must hold: drafts
+
+
+@dataclass(frozen=True)
+class Policy:
+    """MiKV's numbers. ``high`` and ``low`` are the codecs of the two pools.
+
+    Args:
+        ratio: share of all visible tokens that stay in the high pool.
+        budget: that many tokens instead of a share.
+        recent: share of the high pool that is the newest tokens.
+        sinks: first visible tokens, always high.
+        interval: committed tokens between two demotions.
+        balancer: whether keys are scaled per channel.
+        obs_window: newest queries of the prompt that decide importance; None is all.
+        normalise_by_age: importance per query that could see a token.
+    """
+
+    high: Codec
+    low: Codec
+    ratio: float
+    budget: int | None
+    recent: float
+    sinks: int
+    interval: int
+    balancer: bool = True
+    obs_window: int | None = None
+    normalise_by_age: bool = False
+
+    def window(self, length: int) -> int:
+        """Newest of ``length`` visible tokens that are high."""
+        return _ceil(self.recent * (self.ratio * length if self.budget is None else self.budget))
+
+    def limit(self, length: int) -> int:
+        """Tokens of the high pool at ``length``; sinks and the newest always fit."""
+        high = _ceil(self.ratio * length) if self.budget is None else self.budget
+        return max(high, self.sinks + self.window(length))
+
+
+def _ceil(x: float) -> int:
+    return math.ceil(x - 1e-9)  # 0.1 * 30 is 3
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the pools look like once ``committed`` tokens are in them, one number a sequence."""
+
+    committed: int
+    limits: list[int]
+    limit: Tensor  # [B, 1]
+    visible_from: Tensor  # [B, 1, 1]: first visible position
+    recent_from: Tensor  # [B, 1, 1]: position of the first of the newest tokens
+    starts: list[int]
+
+
+class Cut:
+    """Where every sequence is cut into pools and tail; see :class:`~tokops.kvcache.layout.Layout` for the calls.
+
+    Positions below ``settled`` are in the pools, later ones in the tail, or, while a prompt is read, in its own
+    tensors. Tokens that are in the cache when a forward begins are committed.
+    """
+
+    def __init__(self, policy: Policy, page: int):
+        self.policy, self.page = policy, page
+        self.stores: list[Any] = []  # that follow, for their bytes
+        self.reset()
+
+    def reset(self) -> None:
+        """Hold nothing."""
+        self.length = self.settled = self.past = self.prompt_end = 0
+        self.batch = self.pending = self.due = 0
+        self.tail_capacity = self.policy.interval + _SPARE
+        self.version = 0
+        self.starts: Tensor | None = None
+        self._host_starts: list[int] = []
+        self._target: Target | None = None
+        self._started = False
+
+    @property
+    def layers(self) -> int:
+        """Layers that hold tokens."""
+        return sum(store.kv_heads > 0 for store in self.stores)
+
+    # ---- A forward.
+
+    def begin(self, batch: int, rows: int, prompt_rows: int, device: torch.device) -> None:
+        """Plan a forward of new tokens: whether the tail's go to the pools before it, and where new ones go."""
+        self._finish()
+        if not self._started:
+            self.batch, self.device, self._started = batch, device, True
+            self._make_tensors()
+        elif batch != self.batch:
+            raise ValueError(f"the cache holds {self.batch} sequences, the new tokens are for {batch}")
+        self.past = self.length
+        self.length += rows
+        self.prompt_end = self.past + prompt_rows
+        self.pending, self.due = (rows, 0) if prompt_rows else (0, self.past - self.settled)
+        if self.due < self.policy.interval:
+            self.due = 0
+        if prompt_rows or self.due:
+            self.version += 1
+        self.settled += self.due
+        count = self.length - (self.prompt_end if prompt_rows else self.settled)
+        if count > self.tail_capacity:
+            self.tail_capacity = count + _SPARE
+            self.version += 1
+        self._place()
+
+    def _finish(self):
+        """Once a prompt is absorbed its tokens are in the pools, and what came with it is alone in the tail."""
+        if self.pending:
+            self.settled, self.pending = self.prompt_end, 0
+            self.version += 1
+
+    def see_starts(self, starts: Tensor | None) -> None:
+        """Note the first visible position of every sequence, once, while the first prompt is read."""
+        if starts is not None and self.starts is None and self.past == 0:
+            self.starts = starts.clone()
+            self._host_starts = starts.tolist()
+
+    def target(self, committed: int) -> Target:
+        """The policy's numbers at a length, the same for all layers."""
+        if self._target is None or self._target.committed != committed:
+            starts = self._host_starts or [0] * self.batch
+            visible = [max(committed - start, 0) for start in starts]
+            limits = [self.policy.limit(n) for n in visible]
+            recent = [committed - self.policy.window(n) for n in visible]
+            columns = torch.tensor([limits, starts, recent], dtype=torch.int32).to(self.device)
+            limit, first, newest = columns[:, :, None]
+            self._target = Target(committed, limits, limit, first[..., None], newest[..., None], starts)
+        return self._target
+
+    # ---- The device's view, updated in place so that layers may keep what they read with.
+
+    def _make_tensors(self):
+        self.rows = torch.arange(self.batch, dtype=torch.int32, device=self.device)[:, None]
+        self.seq_lens, self.tail_first, self.tail_lens, self.pending_first, self.pending_lens = (
+            torch.zeros(self.batch, dtype=torch.int32, device=self.device) for _ in range(5)
+        )
+        self._target = None
+        self.version += 1
+
+    @property
+    def tail_end(self) -> int:
+        """Slots of the tail in use; slot 0 holds position ``settled``."""
+        return (self.past if self.pending else self.length) - self.settled
+
+    def _place(self):
+        self.seq_lens.fill_(self.length)
+        self.tail_first.fill_(self.settled)
+        self.tail_lens.fill_(self.tail_end)
+        self.pending_first.fill_(self.past)
+        self.pending_lens.fill_(self.pending)
+
+    # ---- Changes between forwards.
+
+    def crop(self, tokens: int) -> tuple[int, int]:
+        """Forget the last tokens; layers take those that are in pools out of them."""
+        self._finish()
+        length = self.length - tokens
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot remove {tokens} of {self.length} cached tokens")
+        self.length = self.past = length
+        self.settled = min(self.settled, length)
+        self.due = 0
+        self.version += 1
+        if self._started:
+            self._place()
+        return length, length
+
+    def drop_pages(self) -> None:
+        """Layers own their pages and have given them back."""
+
+    def select(self, rows: list[int]) -> None:
+        """Keep the sequences ``rows``, in that order."""
+        self._finish()
+        if not self._started:
+            return
+        if self.starts is not None:
+            self.starts = self.starts[torch.tensor(rows, device=self.device, dtype=torch.long)]
+            self._host_starts = [self._host_starts[row] for row in rows]
+        self.batch = len(rows)
+        self._make_tensors()
+        self._place()
+
+    def unshare(self) -> None:
+        """Give every sequence pages of its own, once layers follow."""
+        self._finish()
+        self.version += 1
+
+    # ---- Bytes, of all layers.
+
+    def live_bytes(self) -> int:
+        """Codes with scales, the tail, the balancer, and for every token positions, places and importance."""
+        return sum(store.live_bytes() for store in self.stores)
+
+    def allocated_bytes(self) -> int:
+        """Bytes of all that is kept."""
+        return sum(store.allocated_bytes() for store in self.stores)
+
+    def full_bytes(self) -> int:
+        """Bytes of all sequences' tokens in the model's dtype."""
+        return self.length * self.batch * sum(store.full_token_bytes for store in self.stores)
+
+    def live_tokens(self) -> int:
+        """Tokens held by one layer, those that sequences share once."""
+        return self.stores[0].live_tokens() if self.stores else 0

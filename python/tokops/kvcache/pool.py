@@ -1,0 +1,89 @@
+"""Packed pages of keys or of values of one layer, for stores."""
+
+import torch
+from torch import Tensor
+
+from ._kv_dequantize import kv_dequantize
+from .codec import Codec
+
+Grid = tuple[Tensor, Tensor]  # scale and zero of head geometry
+
+
+class Pool:
+    """Codes, scales and zeros of pages that grow, are copied and are read together.
+
+    Args:
+        codec: the format.
+        shape: heads, tokens per page and head dimension.
+        pages: how many.
+        dtype, device: of the vectors that are kept.
+        grid: scale and zero ``[1, H, 1, 1]`` of head geometry once they are known; None leaves them unset.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        shape: tuple[int, int, int],
+        pages: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        grid: Grid | None = None,
+    ):
+        self.codec, self.shape, self.dtype = codec, shape, dtype
+        self.codes, self.scale, self.zero = codec.empty(pages, *shape, dtype, device)
+        if grid is not None:
+            self.scale, self.zero = grid
+
+    @property
+    def pages(self) -> int:
+        return self.codes.shape[0]
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes, scale and zero, as :func:`tokops.kvcache.kv_append` takes them."""
+        return self.codes, self.scale, self.zero
+
+    @property
+    def _names(self) -> list[str]:
+        """What has a row per page: not the scales of a head, nor those that the codec lacks."""
+        if self.codec.kind == "full" or self.codec.geometry == "head":
+            return ["codes"]
+        return ["codes", "scale", "zero"] if self.codec.has_zero else ["codes", "scale"]
+
+    def grow(self, pages: int) -> None:
+        """Have at least so many pages; what the old ones hold is copied."""
+        if pages <= self.pages:
+            return
+        grown = self.codec.empty(pages, *self.shape, self.dtype, self.codes.device)
+        for name, new in zip(("codes", "scale", "zero"), grown, strict=True):
+            if name in self._names:
+                old = getattr(self, name)
+                new[: old.shape[0]] = old
+                setattr(self, name, new)
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Copy whole pages."""
+        for name in self._names:
+            x = getattr(self, name)
+            x[target] = x[source]
+
+    def read(self, pages: Tensor) -> Tensor:
+        """The vectors in pages ``[n]``, decoded: ``[n, H, P, D]`` float32."""
+        codes, scale, zero = (
+            getattr(self, name)[pages] if name in self._names else getattr(self, name)
+            for name in ("codes", "scale", "zero")
+        )
+        if self.codec.kind == "full":
+            return codes.float()
+        return kv_dequantize(
+            codes, scale, zero if zero.numel() else None, None, self.codec.code, self.shape[2]
+        )
+
+    def operands(self, side: str) -> dict:
+        """These pages as the fields of a :class:`tokops.attention.Part`; side is "k" or "v"."""
+        return {
+            side: self.codes,
+            f"{side}_codec": self.codec.code,
+            f"{side}_scale": self.scale if self.scale.numel() else None,
+            f"{side}_zero": self.zero if self.zero.numel() else None,
+        }
