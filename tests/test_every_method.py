@@ -8,7 +8,7 @@ pytest.importorskip("transformers", reason="the hf extra is not installed")
 from tiny_models import build
 
 import tokops
-from tokops.methods import Dense, Method, MiKV, QuantizedKV, TidalDecode, catalogue
+from tokops.methods import Dense, Method, MiKV, MiniCache, QuantizedKV, TidalDecode, catalogue
 
 #: Every published method, at least once: settings for texts of about 60 tokens, and settings that cover them.
 METHODS: dict[str, tuple[Method, Method]] = {
@@ -19,6 +19,8 @@ METHODS: dict[str, tuple[Method, Method]] = {
         QuantizedKV(bits=16, rotate=True, residual=9),
     ),
     "QuantizedKV fp8": (QuantizedKV(bits="fp8_e4m3", sinks=0), QuantizedKV(bits=16, sinks=0)),
+    # The random model's layers are not alike: what MiniCache does with them is to keep them apart.
+    "MiniCache": (MiniCache(guard="skip", residual=8), MiniCache()),
     "TidalDecode": (TidalDecode(budget=9, reselect_layer=5), TidalDecode(budget=100, reselect_layer=5)),
     "TidalDecode corrected": (
         TidalDecode(budget=9, reselect_layer=5, correction_period=4),

@@ -211,7 +211,8 @@ void decode(const Grid& x, const Queue& q) {
     q.parallel(x.tasks, 1, [&](int64_t a, int64_t b) {
       for (; a < b; ++a) {
         const Task t = x.task(a);
-        const bool plain = x.n_parts == 1 && !x.parts[0].positions && !x.parts[0].first;
+        const Part& only = x.parts[0];
+        const bool plain = x.n_parts == 1 && !only.positions && !only.first && !only.k.norm;
         const Range range =
             plain ? range_of(x.parts[0], t) : Range{int(p.score_len), int(p.score_len)};
         fill_scores(p, t, range.lo, range.hi);

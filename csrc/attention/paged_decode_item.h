@@ -253,7 +253,8 @@ class Item {
   void put_scores(const float* s, int n, float* to) const {
     if (!part_.positions) {
       const int64_t room = p_.score_len - tile_->first;
-      for (int j = 0; j < n && j < room; ++j) to[tile_->first + j] = s[j];
+      for (int j = 0; j < n && j < room; ++j)  // another part may hold what a slot does not
+        if (!part_.k.norm || s[j] != -INFINITY) to[tile_->first + j] = s[j];
       return;
     }
     for (int j = 0; j < n; ++j)

@@ -211,10 +211,12 @@ def _scatter(parts: Sequence[Part], heads: int, dim: int, length: int, batch: in
         if part.first is not None:
             position = position + part.first[:, None, None]
         live = live & (position < length)  # what lies behind seq_lens is not seen
+        rows = [logical.gather_logical(decoded(part, side, dim), part.block_table, heads) for side in "kv"]
+        if part.k_norm is not None:  # another part may hold what a slot does not
+            live = live & ~rows[0].isnan().any(-1)
         index = torch.where(live, position, length)[..., None].expand(-1, -1, -1, dim)
-        for target, side in ((keys, "k"), (values, "v")):
-            rows = logical.gather_logical(decoded(part, side, dim), part.block_table, heads)
-            target.scatter_(2, index, rows)
+        keys.scatter_(2, index, rows[0])
+        values.scatter_(2, index, rows[1])
     norm_free = keys[:, :, :length].isnan().any(-1, keepdim=True)
     return keys[:, :, :length], values[:, :, :length].masked_fill(norm_free, 0.0)
 

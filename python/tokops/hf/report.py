@@ -26,6 +26,7 @@ class Report:
         kv_bytes_allocated: bytes of the pools.
         kv_bytes_full: bytes of all sequences' tokens in the model's dtype, nothing shared and nothing dropped.
         kv_bytes_read_per_token: cached bytes read per decoded token and sequence.
+        notes: what the store of the last cache has found out and decided, a line each.
     """
 
     methods: list[str]
@@ -39,6 +40,7 @@ class Report:
     kv_bytes_allocated: int
     kv_bytes_full: int
     kv_bytes_read_per_token: float
+    notes: list[str]
 
     def to_dict(self) -> dict:
         """The fields as plain values."""
@@ -54,6 +56,7 @@ class Report:
                 f"bytes read per token   {self.kv_bytes_read_per_token:,.0f}",
                 f"bytes held             {self.kv_bytes:,} ({self.kv_bytes_allocated:,} allocated, "
                 f"{self.kv_bytes_full:,} if every sequence kept every token)",
+                *self.notes,
             ]
         )
 
@@ -125,4 +128,5 @@ class Counters:
             kv_bytes_allocated=sum(book.allocated_bytes() for book in self.books),
             kv_bytes_full=sum(book.full_bytes() for book in self.books),
             kv_bytes_read_per_token=read / tokens * live / max(cells, 1),
+            notes=[note for book in self.books for note in book.notes()],
         )

@@ -310,6 +310,12 @@ class Layout:
             slab.table.copies = None
         self.version += 1
 
+    # ---- What is told.
+
+    def notes(self) -> list[str]:
+        """What stores have found out and decided, a line each."""
+        return []
+
     # ---- Bytes, of all layers that follow this layout.
 
     def _bytes(self, packed_tokens: int, sinks: int, tail: int, entries: int) -> int:

@@ -52,6 +52,10 @@ class PageTable:
     def pages_in_use(self) -> int:
         return int((self._holders > 0).sum())
 
+    def notes(self) -> list[str]:
+        """Pages have nothing to tell; see :meth:`tokops.kvcache.layout.Layout.notes`."""
+        return []
+
     @property
     def entries_allocated(self) -> int:
         """Entries of the table on the device, those not yet in use included."""

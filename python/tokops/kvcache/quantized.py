@@ -61,13 +61,13 @@ class QuantizedLayout(Layout):
         self.full_token_bytes += 2 * heads * dim * itemsize
         self.count_packed(heads, dim, itemsize)
 
-    def count_packed(self, heads: int, dim: int, itemsize: int) -> None:
-        """Add what packed tokens of one layer take."""
+    def count_packed(self, heads: int, dim: int, itemsize: int, layers: int = 1) -> None:
+        """Add what packed tokens take in so many layers; see :meth:`count_layer`."""
         for codec in self.codecs:
-            self.packed_token_bytes += heads * codec.row_bytes(dim, itemsize)
+            self.packed_token_bytes += layers * heads * codec.row_bytes(dim, itemsize)
             if codec.kind == "full":
                 continue
-            grid = heads * codec.scale_dtype.itemsize * (2 if codec.has_zero else 1)
+            grid = layers * heads * codec.scale_dtype.itemsize * (2 if codec.has_zero else 1)
             if codec.geometry == "token":
                 self.packed_token_bytes += dim // codec.group * grid
             elif codec.geometry == "channel":
@@ -140,14 +140,15 @@ class QuantizedStore:
         self._tail = Tail(k[:, rest:], v[:, rest:], layout.absorbed_capacity)
         self._pending = self._flat = None
 
-    def _unpacked(self):
+    def _unpacked(self) -> tuple[Tensor, Tensor]:
         """Tokens from the cut on while a prompt is read: those of the tail, then the prompt's."""
         layout = self.layout
+        assert self._pending is not None, "a prompt is being read"
         k, v = self._pending
-        if layout.tail_end == layout.tail_begin:
-            return k, v
-        old_k, old_v = self._tail.read(layout.tail_begin, layout.tail_end)
-        return torch.cat([old_k, k], 1), torch.cat([old_v, v], 1)
+        if layout.tail_end > layout.tail_begin:
+            old_k, old_v = self._tail.read(layout.tail_begin, layout.tail_end)
+            k, v = torch.cat([old_k, k], 1), torch.cat([old_v, v], 1)
+        return k, v
 
     def _start(self, k):
         batch, _, self.kv_heads, self._dim = k.shape
@@ -231,7 +232,11 @@ class QuantizedStore:
         if self._sinks is not None and layout.packed:
             k, v = (x.transpose(1, 2) for x in self._sinks)
             parts.append(Part(k, v, layout.rows, layout.sink_lens, first=layout.sink_first))
-        parts += [self._slab_part(i) for i, slab in enumerate(layout.slabs) if slab.first < layout.packed]
+        for i, (slab, (keys, values)) in enumerate(zip(layout.slabs, self._pools, strict=False)):
+            lens, first, begin = layout.slab_tensors(i)
+            if slab.first < layout.packed:
+                table, operands = slab.table.table, self._operands(keys, values)
+                parts.append(Part(block_table=table, lens=lens, first=first, begin=begin, **operands))
         if self._tail is not None and layout.tail_end > layout.tail_begin:
             tail = {"first": layout.tail_first, "begin": layout.tail_slot}
             parts.append(Part(self._tail.k, self._tail.v, layout.rows, layout.tail_lens, **tail))
@@ -240,12 +245,9 @@ class QuantizedStore:
             parts.append(Part(k, v, layout.rows, layout.pending_lens, first=layout.pending_first))
         return parts
 
-    def _slab_part(self, index: int) -> Part:
-        keys, values = self._pools[index]
-        lens, first, begin = self.layout.slab_tensors(index)
-        operands = {**keys.operands("k"), **values.operands("v")}
-        table = self.layout.slabs[index].table.table
-        return Part(block_table=table, lens=lens, first=first, begin=begin, **operands)
+    def _operands(self, keys: Pool, values: Pool) -> dict:
+        """The fields of a part that packed pages are."""
+        return {**keys.operands("k"), **values.operands("v")}
 
     def flat_parts(self) -> tuple[list[Tensor], list[int]]:
         if self._flat is None or self._flat[0] != self.layout.version or self._pending is not None:
@@ -266,7 +268,7 @@ class QuantizedStore:
                 self._put_sinks(begin, x, sinks)
         self._tail = Tail(k, v, self.layout.tail_capacity)
 
-    def _restored(self, begin, end):
+    def _restored(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """Packed tokens ``[begin, end)`` of one page, decoded to ``[B, T, Hkv, D]``."""
         index, slab = next(
             (i, s) for i, s in enumerate(self.layout.slabs) if s.first <= begin < s.first + s.span
@@ -274,10 +276,14 @@ class QuantizedStore:
         column, slot = divmod(begin - slab.first, self.layout.page)
         pages = torch.from_numpy(slab.table.pages[:, column]).long().to(self._device)
         k, v = (
-            pool.read(pages)[:, :, slot : slot + end - begin].transpose(1, 2).to(self._dtype)
+            self._read(pool, pages)[:, :, slot : slot + end - begin].transpose(1, 2).to(self._dtype)
             for pool in self._pools[index]
         )
         return k, v
+
+    def _read(self, pool: Pool, pages: Tensor) -> Tensor:
+        """The vectors in pages ``[n]``, decoded: ``[n, H, P, D]`` float32."""
+        return pool.read(pages)
 
     def _put_sinks(self, begin, x, sinks):
         """The exact sinks in place of those decoded to ``x``, whose tokens start at position ``begin``."""
