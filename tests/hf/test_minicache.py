@@ -1,6 +1,7 @@
 """MiniCache through a model: one whose layers are alike, random ones, and the real one, which it refuses."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -100,9 +101,10 @@ def test_a_conversation_continues_on_its_cache(model, prompts):
     with tokops.patch(model, MiniCache(residual=8), page_size=PAGE) as run:
         cache = run.new_cache()
         whole = torch.cat([model.generate(ids, **GREEDY, past_key_values=cache), more], 1)
-        kept = copy.deepcopy(cache)
-        assert torch.equal(model.generate(whole, **GREEDY, past_key_values=cache), expected)
-        assert torch.equal(model.generate(whole, **GREEDY, past_key_values=kept), expected)
+        kept, saved = copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))
+        run.adopt(saved)
+        for held in (cache, kept, saved):
+            assert torch.equal(model.generate(whole, **GREEDY, past_key_values=held), expected)
 
 
 @pytest.mark.parametrize("shared", [True, False])
