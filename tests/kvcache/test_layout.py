@@ -138,6 +138,32 @@ def test_padding_and_sinks(pieces, pads, sinks, residual, crop):
     assert cache.layout.sink_lens.tolist() == want
 
 
+def test_a_shared_page_is_copied_once_and_before_it_is_written():
+    """A token that is packed before a prompt, into a page that sequences shared, survives the prompt."""
+    cache = Cache(Codec("full"), Codec("full"), layers=1)
+    model = torch.randn(1, 1, 40, HEADS, DIM).repeat(1, 3, 1, 1, 1)
+    model[:, :, 13:] = torch.randn(1, 3, 27, HEADS, DIM)
+    cache.forward(model[:, :1, :13], 13)
+    cache.select([0, 0, 0])
+    cache.forward(model[:, :, 13:14])  # in the tail
+    cache.forward(model[:, :, 14:30], 16)
+    check(cache, model[:, :, :30])
+
+
+def test_pools_that_grow_keep_what_they_hold():
+    """Sequences that multiply beyond the pages that a slab has reserved."""
+    cache = Cache(Codec("int4", group=32), Codec("full"), layers=1, page=64)
+    cache.forward(torch.randn(1, 1, 300, HEADS, DIM), 300)
+    cache.settle()
+    before, pages = [held(cache.stores[0], side)[0] for side in "kv"], cache.stores[0]._pools[0][0].pages
+    cache.select([0, 0, 0, 0])
+    cache.unshare()
+    assert cache.stores[0]._pools[0][0].pages > pages
+    for old, side in zip(before, "kv", strict=True):
+        for own in held(cache.stores[0], side):
+            assert all(map(torch.equal, own, old))
+
+
 def test_layouts_refuse():
     with pytest.raises(ValueError, match=r"must share one group of tokens, got \[4, 8\]"):
         Cache(Codec("int8", "channel", 4), Codec("int8", "channel", 8))
