@@ -71,6 +71,7 @@ __device__ inline int lower_bound(const int32_t* list, int n, int value) {
 // reordered part, or else positions.
 __device__ inline Work work_of(const PackedPlan& plan, int64_t group, int block, int split) {
   Work w = rows_of(plan, group, block);
+  w.split = split;
   while (split >= plan.first_split[w.part + 1]) ++w.part;
   const Part& part = plan.parts[w.part];
   const Extent x = extent_of(part, w);

@@ -14,6 +14,12 @@ struct PackedSlot {
   int page, slot, pos;
 };
 
+// What all threads of a block know, kept in shared memory for want of registers.
+struct Board {
+  Work w;
+  Extent extent;
+};
+
 // Elements are float32 for float32 queries, else float16 for bf16 too: a decoded number has more
 // bits than bf16 keeps. Up to Shape::NS tiles are in the ring, the one at work included.
 template <class Shape>
@@ -28,29 +34,30 @@ struct PackedStream {
   static_assert(2 * KT <= kThreads);  // a thread holds one norm
 
   const PackedPlan& plan;
-  const Work& w;
-  const Span span;
   unsigned char* const data;
   PackedSlot* const slots;
+  const Work& w;
+  const Span span;
 
-  __device__ PackedStream(const PackedPlan& plan, const Work& w, Span span, unsigned char* data,
+  __device__ PackedStream(const PackedPlan& plan, const Work& found, Span span, unsigned char* data,
                           void* slots)
-      : plan(plan), w(w), span(span), data(data), slots(static_cast<PackedSlot*>(slots)) {
-    if (threadIdx.x == 0) extent() = extent_of(part(), w);  // three registers less
+      : plan(plan), data(data), slots(static_cast<PackedSlot*>(slots)), w(board().w), span(span) {
+    if (threadIdx.x == 0) board() = {found, extent_of(plan.parts[found.part], found)};
+    __syncthreads();  // the board is written
     if (plan.p.rotate) turn_queries();
   }
 
   static constexpr int kTileBytes = 2 * Shape::kElements * int(sizeof(T));
-  static constexpr int kExtentBytes = 32;  // queries lie behind, aligned to 32
+  static constexpr int kBoardBytes = (int(sizeof(Board)) + 31) / 32 * 32;  // as queries are aligned
   __host__ __device__ static int data_bytes(const PackedPlan& plan) {
     const int grids = 4 * plan.groups * int(sizeof(Grid)), norms = 4 * int(sizeof(float));
-    return kTileBytes + KT * (plan.ring_bytes + grids + norms) + kExtentBytes;
+    return kTileBytes + KT * (plan.ring_bytes + grids + norms) + kBoardBytes;
   }
   __device__ static Work work(const PackedPlan& plan, int64_t group, int block, int split) {
     return work_of(plan, group, block, split);
   }
-  __device__ static Span span_of(const PackedPlan& plan, const Work& w, int split) {
-    const int begin = w.begin + (split - plan.first_split[w.part]) * w.chunk;
+  __device__ static Span span_of(const PackedPlan& plan, const Work& w) {
+    const int begin = w.begin + (w.split - plan.first_split[w.part]) * w.chunk;
     return {begin, w.end - begin < w.chunk ? w.end : begin + w.chunk};
   }
   __device__ static void write(const PagedDecode& p, int64_t at, float x) {
@@ -73,13 +80,12 @@ struct PackedStream {
     return kept<T>(x);
   }
   __device__ void clear_padding() const {
-    __syncthreads();  // the turned queries are read, the extent is written
+    __syncthreads();  // the turned queries are read
     Shape::clear_padding(tile(0), 2 * KT, plan.p.D);
   }
 
   __device__ int stages() const { return plan.rings[w.part].stages; }
   __device__ bool scattered() const { return w.list || part().positions; }
-  __device__ int tiles() const { return (span.end - span.begin + KT - 1) / KT; }
   __device__ bool has(int n) const { return span.begin + n * KT < span.end; }
   __device__ const Part& part() const { return plan.parts[w.part]; }
   __device__ const Side& side(int s) const { return s ? part().v : part().k; }
@@ -103,7 +109,7 @@ struct PackedStream {
     return reinterpret_cast<float*>(grids_of(0, 0) + 4 * KT * plan.groups) + (n % 2 * 2 + s) * KT;
   }
 
-  __device__ Extent& extent() const { return *reinterpret_cast<Extent*>(norms_of(0, 0) + 4 * KT); }
+  __device__ Board& board() const { return *reinterpret_cast<Board*>(norms_of(0, 0) + 4 * KT); }
 
   // Looks up this thread's key of tile n: its slot and the number of its page, as the table has it.
   __device__ PackedSlot find(int n) const {
@@ -118,7 +124,7 @@ struct PackedStream {
       pos = part().positions[head * part().pages * part().P + i];
     }
     if (pos < 0 || pos >= w.view.length) return none;
-    const Extent x = extent();
+    const Extent x = board().extent;
     int64_t slot = pos - x.first;
     if (part().positions && !w.list) slot = i;
     if (part().positions && w.list)
@@ -289,6 +295,7 @@ struct PackedStream {
   }
 
   __device__ void start() const {
+#pragma unroll 1  // for want of registers
     for (int n = 0; n < NS; ++n) keep(n, find(n));
     __syncthreads();  // the first slots, queries, rows and padding are written
     for (int n = 0; n < stages() - 1; ++n) load(n);

@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const Plan plan) {
   const int h = row % p.Hq, per_kv = p.Hq / p.Hkv, t = row / p.Hq % p.T;
   int64_t group = row / p.Hq / p.T * plan.lists_t + (plan.lists_t > 1 ? t : 0);
   group = (group * p.Hkv + h / per_kv) * plan.lists_g + (plan.lists_g > 1 ? h % per_kv : 0);
-  const Work w = work_of(plan, group, plan.lists_t > 1 ? 0 : t / plan.tokens);
+  const Work w = work_of(plan, group, plan.lists_t > 1 ? 0 : t / plan.tokens, 0);
 
   const int lanes = p.D / 4, slices = kThreads / lanes;
   const int lane = threadIdx.x % lanes, slice = threadIdx.x / lanes;

@@ -51,7 +51,7 @@ namespace {
 
 // What one block does: its rows, and the indices [begin, end) of its group's keys, all splits.
 struct Work {
-  int part;                       // of a cache in parts
+  int split, part;                // of a cache in parts
   int b, hkv, t0, t1, h0, heads;  // rows (t, h): t in [t0, t1), h in [h0, h0 + heads)
   RowView view;
   const int32_t* list;  // selected positions, or null: index = position
@@ -84,7 +84,7 @@ __device__ inline Work rows_of(const Plan& plan, int64_t group, int block) {
   w.heads = plan.lists_g > 1 ? 1 : per_kv;
   w.view = row_view(p, w.b, w.hkv);
   w.list = nullptr;
-  w.list_size = w.begin = w.end = w.chunk = w.part = 0;
+  w.list_size = w.begin = w.end = w.chunk = w.split = w.part = 0;
   if (p.selected) {
     const int s = p.sel_rows > 1 ? w.t0 : 0;
     const int hs = p.sel_heads == 1 ? 0 : plan.lists_g > 1 ? w.h0 : w.hkv;
@@ -96,9 +96,10 @@ __device__ inline Work rows_of(const Plan& plan, int64_t group, int block) {
   return w;
 }
 
-__device__ inline Work work_of(const Plan& plan, int64_t group, int block) {
+__device__ inline Work work_of(const Plan& plan, int64_t group, int block, int split) {
   const PagedDecode& p = plan.p;
   Work w = rows_of(plan, group, block);
+  w.split = split;
   if (w.list) {
     w.end = w.list_size;
   } else {
@@ -157,13 +158,14 @@ __device__ inline float* score_row(const PagedDecode& p, int b, int t, int h) {
 }
 
 // Writes -inf to this split's share of the scores outside [w.begin, w.end), which no tile covers.
-__device__ inline void fill_unseen(const Plan& plan, const Work& w, int split) {
+__device__ inline void fill_unseen(const Plan& plan, const Work& w) {
   const PagedDecode& p = plan.p;
   const bool none = p.reduce == ScoreReduce::none;
   const int64_t lo = w.begin < p.score_len ? w.begin : p.score_len;
   const int64_t hi = w.end < p.score_len ? w.end : p.score_len;
   const int64_t outside = p.score_len - (hi - lo);
-  const int64_t first = outside * split / plan.splits, last = outside * (split + 1) / plan.splits;
+  const int64_t first = outside * w.split / plan.splits,
+                last = outside * (w.split + 1) / plan.splits;
   const int heads = none ? w.heads : 1;
   for (int r = 0; r < (w.t1 - w.t0) * heads; ++r) {
     float* row = score_row(p, w.b, w.t0 + r / heads, none ? w.h0 + r % heads : w.hkv);

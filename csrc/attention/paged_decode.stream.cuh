@@ -36,11 +36,11 @@ struct PageStream {
   __host__ __device__ static int data_bytes(const Plan& plan) {
     return NS * (plan.p.v ? 2 : 1) * Shape::kElements * int(sizeof(T));
   }
-  __device__ static Work work(const Plan& plan, int64_t group, int block, int) {
-    return work_of(plan, group, block);
+  __device__ static Work work(const Plan& plan, int64_t group, int block, int split) {
+    return work_of(plan, group, block, split);
   }
-  __device__ static Span span_of(const Plan&, const Work& w, int split) {
-    const int begin = w.begin + split * w.chunk;
+  __device__ static Span span_of(const Plan&, const Work& w) {
+    const int begin = w.begin + w.split * w.chunk;
     return {begin, w.end - begin < w.chunk ? w.end : begin + w.chunk};
   }
   __device__ static void write(const PagedDecode& p, int64_t at, float x) {
@@ -51,7 +51,6 @@ struct PageStream {
   }
 
   __device__ bool scattered() const { return w.list; }
-  __device__ int tiles() const { return (span.end - span.begin + Shape::KT - 1) / Shape::KT; }
   __device__ T* keys(int n) const {
     return stages + (n % NS) * (plan.p.v ? 2 : 1) * Shape::kElements;
   }
@@ -98,7 +97,7 @@ struct PageStream {
 
   // Starts the copies of tile n. Keys that are not there become zeros: 0 times garbage may be NaN.
   __device__ void load(int n) const {
-    if (n < tiles()) {
+    if (span.begin + n * Shape::KT < span.end) {
       const PagedDecode& p = plan.p;
       const int piece = threadIdx.x % Shape::kPieces;
       const Slot* s = slots_of(n);

@@ -149,9 +149,8 @@ __device__ void pass(Math& math, Stream& stream, float* staged, bool exact) {
   plain_range(p, stream.w, &lo, &hi);
   const bool scattered = stream.scattered();
   stream.start();
-  for (int n = 0; n < stream.tiles(); ++n) {
+  for (int n = 0, first = stream.span.begin; first < stream.span.end; ++n, first += KT) {
     stream.next(n);
-    const int first = stream.span.begin + n * KT;
     const int count = stream.span.end - first < KT ? stream.span.end - first : KT;
     const bool clear = !scattered && count == KT && first >= lo && first + KT <= hi;
     const TileView<Shape, typename Stream::Slot> view{stream.keys(n),
@@ -181,7 +180,7 @@ __device__ inline int64_t query_offset(const PagedDecode& p, const Work& w, int 
 // Combines the warps that shared a row's keys and writes the row: the result if this block saw all
 // of them, else a part. partial: [kWarps, RT, DP] sums, then [kWarps, RT] maxima and totals.
 template <class Stream, int DP, int RT>
-__device__ void finish(const Plan& plan, const Work& w, int split, float* partial) {
+__device__ void finish(const Plan& plan, const Work& w, float* partial) {
   const PagedDecode& p = plan.p;
   const bool turn = Stream::kPacked && p.rotate && plan.splits == 1;
   const float *tops = partial + kWarps * RT * DP, *totals = tops + kWarps * RT;
@@ -203,7 +202,7 @@ __device__ void finish(const Plan& plan, const Work& w, int split, float* partia
       if (!turn) Stream::write(p, row * p.D + d, weighed(o, c.gain));
       if (d == 0) p.lse[row] = c.lse;
     } else {
-      const int64_t at = row * plan.splits + split;
+      const int64_t at = row * plan.splits + w.split;
       plan.part_out[at * p.D + d] = o;
       if (d == 0) plan.part_top[at] = m;
       if (d == 0) plan.part_total[at] = l;
@@ -219,11 +218,11 @@ __device__ void finish(const Plan& plan, const Work& w, int split, float* partia
 }
 
 // Tells the merge that a split has no keys.
-__device__ inline void mark_empty(const Plan& plan, const Work& w, int split) {
+__device__ inline void mark_empty(const Plan& plan, const Work& w) {
   for (int r = threadIdx.x; r < w.rows(); r += kThreads) {
     const int64_t row =
         (int64_t(w.b) * plan.p.T + w.t0 + r / w.heads) * plan.p.Hq + w.h0 + r % w.heads;
-    plan.part_top[row * plan.splits + split] = -INFINITY;
+    plan.part_top[row * plan.splits + w.split] = -INFINITY;
   }
 }
 
@@ -239,21 +238,22 @@ __global__ void __launch_bounds__(kThreads, Math::kBlocksPerSm)
   const int block = index % plan.blocks;
   index /= plan.blocks;
   const int split = index % plan.splits;
-  const Work w = Stream::work(plan, index / plan.splits, block, split);
-  if (p.scores && !Stream::kPacked) fill_unseen(plan, w, split);
-  const Span span = Stream::span_of(plan, w, split);
+  const Work found = Stream::work(plan, index / plan.splits, block, split);
+  if (p.scores && !Stream::kPacked) fill_unseen(plan, found);
+  const Span span = Stream::span_of(plan, found);
   if (span.begin >= span.end && (plan.splits > 1 || !p.out)) {
-    if (plan.marked) mark_empty(plan, w, split);
+    if (plan.marked) mark_empty(plan, found);
     return;
   }
 
   const Layout<Math, Stream> layout(plan);
+  Stream stream(plan, found, span, shared, shared + layout.slots);
+  const Work& w = stream.w;
   Row* rows = reinterpret_cast<Row*>(shared + layout.rows);
   for (int r = threadIdx.x; r < plan.warps_m * Math::RT; r += kThreads) {
     const int t = w.t0 + r / w.heads;
     rows[r] = r < w.rows() ? Row{t, row_position(p, w.view, w.b, t)} : Row{p.T, 0};
   }
-  Stream stream(plan, w, span, shared, shared + layout.slots);
   Math math(plan, w, reinterpret_cast<typename Math::Q*>(shared + layout.queries), rows, stream);
   stream.clear_padding();
   float* staged = p.scores ? reinterpret_cast<float*>(shared + layout.scores) : nullptr;
@@ -267,7 +267,7 @@ __global__ void __launch_bounds__(kThreads, Math::kBlocksPerSm)
   float* partial = reinterpret_cast<float*>(shared);
   math.store(partial, partial + kWarps * Math::RT * Shape::DP);
   __syncthreads();  // all warps' sums are written
-  finish<Stream, Shape::DP, Math::RT>(plan, w, split, partial);
+  finish<Stream, Shape::DP, Math::RT>(plan, w, partial);
 }
 
 template <class Math, class Stream>
