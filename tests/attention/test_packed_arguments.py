@@ -1,4 +1,4 @@
-"""What packed_decode refuses, in the words of kernel and reference, and its reference's own decoding."""
+"""What packed_decode refuses, in the words of kernel and reference, and the most and least that it takes."""
 
 import dataclasses
 
@@ -139,6 +139,20 @@ def test_refuses_places_that_do_not_fit(way):
     ):
         changed = [dataclasses.replace(parts[0], **{field: value}), parts[1]]
         refuse(way, message, q, changed, seq_lens, selected=selected, counts=counts)
+
+
+def test_sixteen_parts_and_an_empty_batch():
+    whole = one_part(28, [160], "int4", "int4", page=10)
+    cut = []
+    for i in range(16):
+        table = whole.block_table[:, i : i + 1]
+        cut.append(dataclasses.replace(whole, block_table=table, lens=int32(10), first=int32(10 * i)))
+    q = queries(28, 1, 1, 4, 64)
+    got, want = packed_decode(q, cut, int32(160)), packed_decode(q, [whole], int32(160))
+    torch.testing.assert_close(got[0], want[0], atol=1e-6, rtol=1e-5)
+    part = dataclasses.replace(whole, block_table=whole.block_table[:0], lens=int32())
+    out, lse, scores = packed_decode(q[:0], [part], int32(), max_len=5)
+    assert (out.shape, lse.shape, scores.shape) == ((0, 1, 4, 64), (0, 1, 4), (0, 1, 4, 5))
 
 
 def test_the_reference_decodes_as_the_oracle_does():

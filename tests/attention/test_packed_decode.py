@@ -102,11 +102,19 @@ def test_lengths_around_pages_tiles_and_chunks(kind, page, device):
     assert lse[0].isneginf().all()
 
 
-def test_symmetric_int8_and_wide_scales(device):
-    part = one_part(8, [90], "int8", "int8", symmetric=True, group=16, dim=80)
-    check(queries(8, 1, 1, 4, 80), [part], part.lens, device)
-    wide = {f"{s}_{x}": getattr(part, f"{s}_{x}").float() for s in "kv" for x in ("scale",)}
-    check(queries(8, 1, 1, 4, 80), [dataclasses.replace(part, **wide)], part.lens, device)
+@pytest.mark.parametrize("page", [10, 64])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_symmetric_int8_and_wide_scales(dtype, geometry, page, device):
+    group = 5 if geometry == "channel" and page == 10 else 16
+    options = {"geometry": geometry, "value_geometry": geometry, "symmetric": True, "dim": 80, "page": page}
+    part = one_part(8, [130], "int8", "int8", group=group, **options)
+    wide = {f"{s}_scale": getattr(part, f"{s}_scale").to(dtype) for s in "kv"}
+    part = dataclasses.replace(part, **wide)
+    q = queries(8, 1, 1, 4, 80)
+    check(q, [part], part.lens, device)
+    selected, counts = inputs.selection(8, [130], 1, 2, 60)
+    check(q, [part], part.lens, device, selected=selected, counts=counts)
 
 
 def test_scales_of_any_strides(device):
@@ -380,17 +388,3 @@ def test_queries_in_eight_bits_stay_within_the_bound(kind, device):
         for j in range(90):
             bound = float(q[0, 0, h].abs().max()) / 254 * abs(rows[h // 2][j][0]).sum()
             assert abs(float(got[0, 0, h, j] - exact[0, 0, h, j])) <= 1.001 * bound + 1e-5
-
-
-def test_sixteen_parts_and_an_empty_batch(device):
-    whole = one_part(28, [160], "int4", "int4", page=10)
-    cut = []
-    for i in range(16):
-        table = whole.block_table[:, i : i + 1]
-        cut.append(dataclasses.replace(whole, block_table=table, lens=int32(10), first=int32(10 * i)))
-    q = queries(28, 1, 1, 4, 64)
-    got, want = call(q, cut, int32(160), device), call(q, [whole], int32(160), device)
-    torch.testing.assert_close(got[0], want[0], atol=1e-6, rtol=1e-5)
-    part = dataclasses.replace(whole, block_table=whole.block_table[:0], lens=int32())
-    out, lse, scores = call(q[:0], [part], int32(), device, max_len=5)
-    assert (out.shape, lse.shape, scores.shape) == ((0, 1, 4, 64), (0, 1, 4), (0, 1, 4, 5))
