@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from tokops.bench import attention
 from tokops.cli import build
-from tokops.commands import bench, calibrate
+from tokops.commands import calibrate
 from tokops.demo import plan as plans
 from tokops.hf import model as real
 from tokops.hf.families import shape_of
