@@ -5,7 +5,8 @@ from functools import partial
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tiny_models import byte_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from tokops.bench import attention
@@ -44,16 +45,6 @@ def invoke(*arguments):
     return CliRunner().invoke(build(), [str(x) for x in arguments])
 
 
-def tokenizer():
-    """One token per byte."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return PreTrainedTokenizerFast(tokenizer_object=words)
-
-
 def tiny(dtype=torch.float32):
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(**SMALL)).to(dtype).eval()
@@ -63,7 +54,7 @@ def tiny(dtype=torch.float32):
 def saved(tmp_path):
     """A folder that from_pretrained reads."""
     tiny().save_pretrained(tmp_path / "model")
-    tokenizer().save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -87,7 +78,7 @@ def test_calibrate_then_demo(saved, tmp_path, monkeypatch):
     assert f"layer {record['reselect_layers'][0]} of this model" in " ".join(found.output.split())
 
     monkeypatch.setattr(plans, "QUICK", PLAN)
-    monkeypatch.setattr(real, "load_smollm2", lambda dtype: (tiny(dtype), tokenizer()))
+    monkeypatch.setattr(real, "load_smollm2", lambda dtype: (tiny(dtype), byte_tokenizer()))
     found = invoke("demo", "--quick", "--out", tmp_path / "out")
     assert found.exit_code == 0, found.output
     assert "TidalDecode 4" in found.output

@@ -28,7 +28,7 @@ def cut(ids: Tensor, prompts: int, tokens: int) -> list[Tensor]:
     return [ids[start : start + tokens][None] for start in dict.fromkeys(starts)]
 
 
-def _load(name: str, dtype: str):
+def load(name: str, dtype: str):
     """A model and its tokenizer: `smollm2`, or whatever `from_pretrained` takes."""
     if dtype not in DTYPES:
         raise typer.BadParameter(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -99,7 +99,7 @@ def calibrate(
     if metric not in ("mass", "overlap"):
         raise typer.BadParameter(f"--metric must be mass or overlap, got {metric!r}")
     console = Console()
-    loaded, tokenizer = _load(model, dtype)
+    loaded, tokenizer = load(model, dtype)
     parts = cut(tokenizer(_read(text or []), return_tensors="pt").input_ids[0], prompts, tokens)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     if tokens - steps <= budget:

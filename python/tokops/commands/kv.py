@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .calibrate import _load
+from .calibrate import load
 from .demo import stages
 
 
@@ -27,7 +27,10 @@ def kv(
             help="Text file; a novel that comes with tokops if left out.", exists=True, dir_okay=False
         ),
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens of the text; 0 is the plan's own number.")] = 0,
+    second: Annotated[
+        bool, typer.Option("--second", help="The second novel that comes with tokops.")
+    ] = False,
+    tokens: Annotated[int, typer.Option(help="Tokens of the text; 0 is 4096, or 1280 with --quick.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A shorter text and fewer stores.")] = False,
     out: Annotated[pathlib.Path, typer.Option(help="Folder for JSON and picture.")] = pathlib.Path("kv-out"),
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's own number.")] = 0,
@@ -35,8 +38,10 @@ def kv(
 ) -> None:
     """Bytes per token, perplexity, KL, needles and tokens/s of cache stores, and the frontier as a picture."""
     from tokops.bench.run import machine
-    from tokops.data import long_text
+    from tokops.data import held_out_text, long_text
+    from tokops.hf.families import check_model
     from tokops.kv import report
+    from tokops.kv.needles import SizeError
     from tokops.kv.plan import FULL, QUICK
     from tokops.kv.run import run
     from tokops.kv.stores import defaults, parse
@@ -49,14 +54,18 @@ def kv(
         plan = plan.resized(tokens) if tokens else plan
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    loaded, tokenizer = _load(model, dtype)
-    words = long_text() if text is None else text.read_text(encoding="utf-8")
+    loaded, tokenizer = load(model, dtype)
+    try:
+        check_model(loaded)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    words = text.read_text(encoding="utf-8") if text else held_out_text() if second else long_text()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        try:
+    try:
+        with Progress(*columns, console=console) as progress:
             result = run(loaded, tokenizer, words, entries, plan, stages(progress))
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
+    except SizeError as error:
+        raise typer.BadParameter(str(error)) from error
     facts = machine()
     out.mkdir(parents=True, exist_ok=True)
     report.write_json(result, facts, out / "kv.json")

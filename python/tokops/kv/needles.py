@@ -18,6 +18,10 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from tokops.hf.families import CACHE
 
 
+class SizeError(ValueError):
+    """A text, a model or a plan is too small for what was asked."""
+
+
 @dataclass(frozen=True)
 class Needle:
     """The beginning of a planted sentence, and the word that ends it."""
@@ -87,10 +91,10 @@ def build(text: str, tokenizer: PreTrainedTokenizerBase, tokens: int, count: int
         seed: of their places.
 
     Raises:
-        ValueError: more needles than there are, or a text that is too short.
+        SizeError: more needles than there are, or a text that is too short.
     """
     if not 1 <= count <= len(NEEDLES):
-        raise ValueError(f"there are 1 to {len(NEEDLES)} needles, got {count}")
+        raise SizeError(f"there are 1 to {len(NEEDLES)} needles, got {count}")
     needles = NEEDLES[:count]
     planted = [f"\n\n{needle.question}{needle.answer}.\n\n" for needle in needles]
 
@@ -104,7 +108,7 @@ def build(text: str, tokenizer: PreTrainedTokenizerBase, tokens: int, count: int
             break
         body.append(sentence)
     if len(body) < 4:
-        raise ValueError(f"no four sentences of the text fit into {tokens} tokens beside {count} needles")
+        raise SizeError(f"no four sentences of the text fit into {tokens} tokens beside {count} needles")
     low, high = len(body) // 4, -(-len(body) * 3 // 4)
     places = sorted(random.Random(seed).choices(range(low, high + 1), k=count))
     for place, part in reversed(list(zip(places, planted, strict=True))):

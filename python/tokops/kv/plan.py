@@ -1,11 +1,11 @@
 """How much `tokops kv` measures, and the rows that come out of it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from tokops.hf.quality import Quality
 from tokops.kvcache.scaling import PairedDifference
 
-from .needles import Found
+from .needles import Found, SizeError
 
 #: Tokens before the first one that is scored: more than the residual windows of the stores' defaults and a page.
 LEAST_PROMPT = 256
@@ -42,22 +42,16 @@ class Plan:
         return max(self.tokens + self.rounds + 2, self.needle_tokens + 64 if self.needles else 0)
 
     def resized(self, tokens: int) -> "Plan":
-        """The same plan for a text of another length: a quarter of it is scored.
+        """The same plan for texts of another length: at most a quarter is scored, and needles lie in as many tokens.
 
         Raises:
-            ValueError: so short that residual windows are not full where scoring begins.
+            SizeError: so short that residual windows are not full where scoring begins.
         """
-        plan = Plan(
-            tokens,
-            min(tokens // 4, 1024),
-            self.chunk,
-            self.needles,
-            min(self.needle_tokens, tokens),
-            self.rounds,
-        )
+        stretch = min(tokens // 4, self.stretch)
+        plan = replace(self, tokens=tokens, stretch=stretch, needle_tokens=tokens)
         if plan.prompt < LEAST_PROMPT:
-            least = LEAST_PROMPT * 4 // 3 + 1
-            raise ValueError(
+            least = (4 * LEAST_PROMPT - 1) // 3
+            raise SizeError(
                 f"at least {least} tokens are needed, so that residual windows are full; got {tokens}"
             )
         return plan

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tokops.hf.families import check_model
 from tokops.hf.prompts import Prompt, read_prompt
 from tokops.hf.quality import compare
 from tokops.methods import Dense
@@ -73,8 +74,10 @@ def run(
         stage: begins a progress bar.
 
     Raises:
-        ValueError: a text or a model that is too short for the plan, or a model of an untested family.
+        SizeError: a text or a model that is too short for the plan.
+        TypeError, ValueError: not a transformers model of a tested family.
     """
+    check_model(model)
     name = (model.config._name_or_path or model.config.model_type).rstrip("/").rsplit("/", 1)[-1]
     ids = tokenizer(text, return_tensors="pt").input_ids[0]
     _check(model, ids, plan)
@@ -93,21 +96,19 @@ def run(
 
 def _check(model, ids, plan):
     if len(ids) < plan.tokens + 1:
-        raise ValueError(
+        raise needles.SizeError(
             f"the text has {len(ids)} tokens, {plan.tokens + 1} are needed: give more text, or fewer tokens"
         )
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and plan.room > positions:
-        raise ValueError(
+        raise needles.SizeError(
             f"the model has {positions} positions, the plan needs {plan.room}: ask for fewer tokens"
         )
 
 
 def _refusal(entry: Entry, error: Exception) -> bool:
-    """Whether an error says that a store cannot run here; any other RuntimeError is a fault of ours."""
-    named = any(str(error).startswith(f"{type(method).__name__}:") for method in entry.methods)
-    fault = isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError)
-    return entry.label != DENSE and (named or not fault)
+    """Whether an error is a store's word that it cannot go on here, and no fault of ours."""
+    return any(str(error).startswith(type(method).__name__) for method in entry.methods)
 
 
 def _timed(row: Row, speed: Speed | None, dense: Speed) -> Row:
@@ -148,14 +149,19 @@ class _Work:
         """Quality, needles and bytes of one store; its cache is kept for :meth:`time`."""
         tick = self.stage(entry.label, self.plan.stretch + self.plan.needles)
         try:
-            return self._measure(entry, tick)
-        except (ValueError, NotImplementedError, RuntimeError) as error:
+            subject = Subject.of(entry, self.model)
+        except ValueError as error:
+            if entry.label == DENSE:
+                raise
+            return Row(entry.label, refused=str(error))
+        try:
+            return self._measure(entry.label, subject, tick)
+        except (ValueError, RuntimeError) as error:
             if not _refusal(entry, error):
                 raise
             return Row(entry.label, refused=str(error))
 
-    def _measure(self, entry: Entry, tick: Callable[[int], None]) -> Row:
-        subject = Subject.of(entry, self.model)
+    def _measure(self, label: str, subject: Subject, tick: Callable[[int], None]) -> Row:
         given, targets = self.stretch[:-1], self.stretch[1:]
         logits = subject.predict(self.prompt, given.to(self.model.device), self.plan, tick)
         if self.dense is None:
@@ -165,9 +171,9 @@ class _Work:
         if self.haystack is not None:
             found = subject.find(self.haystack, self.haystack_prompt, self.tokenizer, tick)
         if subject.evicting is None:
-            self.subjects[entry.label] = subject
+            self.subjects[label] = subject
         return Row(
-            entry.label,
+            label,
             methods=tuple(report.methods),
             tokens=self.plan.tokens,
             kv_bytes=report.kv_bytes * share,

@@ -21,6 +21,7 @@ _DEFAULT = (
     "MiKV",
     "MiKV(low=3)",
     "MiKV(low=2)",
+    "MiKV(low=2, balancer=False)",
     "Eviction(ratio=0.25)",
     "MiniCache",
     "MiniCache(guard='force')",

@@ -205,6 +205,10 @@ class Cut:
 
     # ---- Bytes, of all layers.
 
+    def notes(self) -> list[str]:
+        """Nothing to tell; see :meth:`tokops.kvcache.layout.Layout.notes`."""
+        return []
+
     def live_bytes(self) -> int:
         """Codes with scales, the tail, the balancer, and for every token positions, places and importance."""
         return sum(store.live_bytes() for store in self.stores)
