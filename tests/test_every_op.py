@@ -86,8 +86,11 @@ def test_shifted_views_change_nothing(op, label, args, kwargs):
     want = run(native, args, kwargs)
     args, kwargs = tree_map(shifted, args), tree_map(shifted, kwargs)
     got = tensors(native(*args, **kwargs)) + tensors(args)
-    for g, w in zip(got, want, strict=True):
-        assert torch.equal(g.nan_to_num(7.0), w.nan_to_num(7.0))
+    if "cpu" in _native.loaded:
+        for g, w in zip(got, want, strict=True):
+            assert torch.equal(g.nan_to_num(7.0), w.nan_to_num(7.0))
+    else:  # torch sums in an order that depends on the alignment
+        assert_agree(got, want, lowest_float(args))
 
 
 def first_case_of_each_op():

@@ -175,8 +175,9 @@ __device__ inline void fill_unseen(const Plan& plan, const Work& w) {
 }
 
 // Writes a tile's raw scores, staged as tile[row * KT + column], one row per query or group.
-// position(column) is -1 where no key is.
-template <int KT, class Position>
+// position(column) is -1 where no key is. Cleared scores hold -inf already, and of the parts that
+// have a slot for one position only that which holds the token writes.
+template <int KT, bool kCleared, class Position>
 __device__ inline void write_scores(const PagedDecode& p, const Work& w, const float* tile,
                                     Position position) {
   const bool none = p.reduce == ScoreReduce::none;
@@ -188,6 +189,7 @@ __device__ inline void write_scores(const PagedDecode& p, const Work& w, const f
     float total = *x;
     for (int g = 1; g < folded; ++g)
       total = p.reduce == ScoreReduce::max ? fmaxf(total, x[g * KT]) : total + x[g * KT];
+    if (kCleared && total == -INFINITY) continue;
     score_row(p, w.b, w.t0 + r / heads, none ? w.h0 + r % heads : w.hkv)[key] = total;
   }
 }

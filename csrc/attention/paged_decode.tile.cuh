@@ -167,7 +167,8 @@ __device__ void pass(Math& math, Stream& stream, float* staged, bool exact) {
     math.tile(view);
     if (p.scores) {
       __syncthreads();  // the tile's scores are staged by all warps
-      write_scores<KT>(p, stream.w, staged, [&](int key) { return view.position(key); });
+      write_scores<KT, Stream::kPacked>(p, stream.w, staged,
+                                        [&](int key) { return view.position(key); });
     }
   }
 }

@@ -109,16 +109,17 @@ def test_selecting_layers_attend_densely_and_choose_their_largest_scores(model, 
     assert [layer for layer, _, _ in spy] == list(range(8))
     current = PROMPT
     for layer, reader, selection in spy:
-        keys, values, table, lens = reader._pages
+        kept = reader._layer
         if layer in (2, 5):
-            dense, _ = paged_decode(reader.q, keys, values, table, lens, scale=reader._options["scale"])
+            pages = (kept.k_pages, kept.v_pages, kept.table.table, kept.table.seq_lens)
+            dense, _ = paged_decode(reader.q, *pages, scale=reader._options["scale"])
             torch.testing.assert_close(reader.out, dense, atol=1e-6, rtol=1e-5)
         if layer <= 2 or layer == 5:
             assert selection is None
             continue
         source = spy[2 if layer < 5 else 5][1]
         assert selection is not None
-        rows = source._pages[0][source._pages[2].long()].transpose(2, 3).flatten(1, 2)[0, : source.length]
+        rows = source._layer.gather(0, source.length)[0][0]
         for head in range(source.kv_heads):
             group = source.q[0, 0].unflatten(0, (source.kv_heads, -1))[head].double()
             best = torch.softmax(group @ rows[:, head].double().T * source._options["scale"], -1).amax(0)

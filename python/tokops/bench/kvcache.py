@@ -22,20 +22,20 @@ def _group(kind: str) -> int:
 
 
 class _Pools:
-    """One sequence in packed pages: keys and values of one codec."""
+    """Sequences of one length in packed pages: keys and values of one codec."""
 
     def __init__(self, kind: str, k: Tensor, v: Tensor):
-        heads, length, dim = k.shape[1:]
+        batch, heads, length, dim = k.shape
         self.codec = Codec(kind, group=_group(kind))
         pages = -(-length // _PAGE)
-        self.keys = self.codec.empty(pages, heads, _PAGE, dim, device=k.device)
-        self.values = self.codec.empty(pages, heads, _PAGE, dim, device=k.device)
-        self.table = torch.arange(pages, dtype=torch.int32, device=k.device)[None]
-        self.lens = lengths([length], k.device)
+        self.keys = self.codec.empty(batch * pages, heads, _PAGE, dim, device=k.device)
+        self.values = self.codec.empty(batch * pages, heads, _PAGE, dim, device=k.device)
+        self.table = torch.arange(batch * pages, dtype=torch.int32, device=k.device).view(batch, pages)
+        self.lens = lengths([length] * batch, k.device)
         self.append(k.transpose(1, 2), v.transpose(1, 2))
 
     def append(self, k: Tensor, v: Tensor) -> None:
-        """Write the last tokens ``[1, T, Hkv, D]``."""
+        """Write the last tokens ``[B, T, Hkv, D]``."""
         code = self.codec.write_code
         kv_append(*self.keys, *self.values, self.table, self.lens, k, v, k_codec=code, v_codec=code)
 
@@ -66,9 +66,9 @@ def _decode(
     return lambda: packed_decode(q, parts, lens, q_int8=q_int8, **selection)[0]
 
 
-def packed(hq, hkv, d, length, kind, q_int8, device) -> Workload:
+def packed(batch, hq, hkv, d, length, kind, q_int8, device) -> Workload:
     """Dense decode over packed pages, beside the wider kernels: bf16, and int8 for int4."""
-    q, k, v, _, lens = inputs(1, hq, hkv, d, length, torch.bfloat16, device)
+    q, k, v, _, lens = inputs(batch, hq, hkv, d, length, torch.bfloat16, device)
     pools = _Pools(kind, k, v)
     ours = _decode(pools, q, lens, q_int8)
     k_pages, v_pages, table = as_pages(k, v, _PAGE)
@@ -155,12 +155,12 @@ def cases(device: str = "cpu", quick: bool = False) -> Iterator[Case]:
             bf16 = Bar("our bf16", least_int8 if q_int8 else least)
             int8 = Bar("our int8", 1.25 if q_int8 else 1.1)
             for kind, bar in (("int8", bf16), ("int4", int8)):
-                build = partial(packed, hq, hkv, d, _LENGTH, kind, q_int8, device)
+                build = partial(packed, 1, hq, hkv, d, _LENGTH, kind, q_int8, device)
                 yield Case(f"{kind} {shape}{query}", (bar,), build)
         if quick:
             break
         for kind in ("int2", "fp8_e4m3"):
-            yield Case(f"{kind} {shape}", (), partial(packed, hq, hkv, d, _LENGTH, kind, False, device))
+            yield Case(f"{kind} {shape}", (), partial(packed, 1, hq, hkv, d, _LENGTH, kind, False, device))
     yield Case(
         "int4 selected 1024 of 16384",
         (Bar("our dense int4", 6.0),),
@@ -170,3 +170,8 @@ def cases(device: str = "cpu", quick: bool = False) -> Iterator[Case]:
         for kind in ("int8", "int4"):
             build = partial(append, 8, 128, rows, kind, device)
             yield Case(f"kv_append {kind} {rows} tokens 8x128", (), build)
+    if device != "cpu":
+        for kind, least in (("int8", 1.7), ("int4", 2.8), ("int2", 0.0), ("fp8_e4m3", 0.0)):
+            bars = (Bar("our bf16", least),) if least else ()
+            build = partial(packed, 32, 32, 8, 128, 16384, kind, False, device)
+            yield Case(f"{kind} B32 32/8x128 L16384", bars, build)

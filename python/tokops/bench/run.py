@@ -12,7 +12,7 @@ from tokops import _native
 from . import opponents
 from .attention import Case
 from .floor import bytes_moved, read_passes
-from .timing import interleaved, medians, wait_for
+from .timing import interleaved, medians, stopwatch
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def measure(
     calls = {("ours", ""): work.ours}
     calls |= {("peer", name): call for name, call in work.peers.items()}
     calls |= {("floor", name): call for name, call in reads.items()}
-    taken = medians(interleaved(calls, rounds=rounds, seconds=seconds, wait=wait_for(device), tick=tick))
+    taken = medians(interleaved(calls, rounds=rounds, seconds=seconds, watch=stopwatch(device), tick=tick))
     peers = {name: taken["peer", name] for name in work.peers}
     floor_by = min(reads, key=lambda name: taken["floor", name])
     size = sum(x.numel() * x.element_size() for x in work.reads)

@@ -1,0 +1,60 @@
+"""Every method on CUDA computes what it computes on the CPU."""
+
+import pytest
+import torch
+from test_every_method import METHODS
+from tiny_models import FAMILIES, build
+
+import tokops
+from tokops.methods import Dense
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+PROMPT = 150
+
+
+def logits(model, text, method, device):
+    """Logits of a prompt's last token and of tokens fed one by one after it."""
+    model.to(device)
+    with tokops.patch(model, method, page_size=16) as run, torch.no_grad():
+        cache = run.new_cache()
+        rows = [model(text[:, :PROMPT].to(device), past_key_values=cache).logits[:, -1]]
+        for i in range(PROMPT, text.shape[1]):
+            rows.append(model(text[:, i : i + 1].to(device), past_key_values=cache).logits[:, -1])
+    return torch.stack(rows, 1).cpu()
+
+
+@pytest.fixture(scope="module")
+def text():
+    return torch.randint(3, 97, (2, PROMPT + 24), generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods(name, text):
+    model = build("llama", num_hidden_layers=7, head_dim=64)
+    want = logits(model, text, METHODS[name][0], "cpu")
+    got = logits(model, text, METHODS[name][0], "cuda")
+    # A rounding may choose another code or another token; most rows see neither.
+    difference = (got - want).norm(dim=-1) / want.norm(dim=-1)
+    assert difference.median() < 1e-2, difference
+    assert (got.argmax(-1) == want.argmax(-1)).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families(family, text):
+    model = build(family, hidden_size=512, head_dim=64)
+    want = logits(model, text, Dense(), "cpu")
+    torch.testing.assert_close(logits(model, text, Dense(), "cuda"), want, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_generate(name, text):
+    """Greedy tokens in bfloat16, of a batch with beams and without."""
+    model = build("llama", num_hidden_layers=7, head_dim=64).to("cuda", torch.bfloat16)
+    ids = text[:, :40].cuda()
+    with tokops.patch(model, METHODS[name][0], page_size=16):
+        for beams in (1, 2) if "corrected" not in name else (1,):
+            out = model.generate(ids, max_new_tokens=12, do_sample=False, num_beams=beams)
+            assert out.shape == (2, 52)
