@@ -19,12 +19,21 @@ struct DimwiseScale {
 
 namespace {  // headers of .isa.cpp files must not emit shared symbols
 
+// A product that no compiler fuses with the sum it goes into: ptxas keeps the rounding of __fmul_rn
+// alone, and for g++, which has no such word, it is a `volatile` that nvcc does not heed.
+TOKOPS_HD float rounded_product(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fmul_rn(a, b);
+#else
+  volatile float product = a * b;
+  return product;
+#endif
+}
+
 // u = clip((x - lo) / span * 2r - r, -r, r), every operation rounded to float32. Codes are those of
-// this number, so it must be the same under every compiler: `volatile` keeps product and difference
-// from being fused.
+// this number, so it must be the same under every compiler.
 TOKOPS_HD float dimwise_u(const DimwiseScale& s, float x) {
-  volatile float scaled = (x - s.lo) / s.span * (2 * s.r);
-  const float u = scaled - s.r;
+  const float u = rounded_product((x - s.lo) / s.span, 2 * s.r) - s.r;
   return u < -s.r ? -s.r : u > s.r ? s.r : u;
 }
 
