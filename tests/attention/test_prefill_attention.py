@@ -70,6 +70,22 @@ def test_strided_keys_are_read_where_they_are():
     torch.testing.assert_close(prefill_attention(q, k, v).double(), oracle(q, k, v), atol=2e-6, rtol=2e-5)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 1, 3), (2, 0, 1, 3)])
+def test_torch_may_return_any_strides(order, monkeypatch):
+    """Kernels for CUDA keep the heads of a row together, those for the CPU the rows of a head."""
+
+    def strided(*args, **kwargs):
+        out = sdpa(*args, **kwargs).permute(order).contiguous()
+        return out.permute(*(order.index(axis) for axis in range(4)))
+
+    sdpa = module.scaled_dot_product_attention
+    monkeypatch.setattr(module, "scaled_dot_product_attention", strided)
+    q, k, v = torch.randn(2, 5, 6, 16), torch.randn(2, 9, 2, 16), torch.randn(2, 9, 2, 16)
+    torch.testing.assert_close(prefill_attention(q, k, v).double(), oracle(q, k, v), atol=2e-6, rtol=2e-5)
+    k, v = k[:, :5], v[:, :5]
+    torch.testing.assert_close(prefill_attention(q, k, v).double(), oracle(q, k, v), atol=2e-6, rtol=2e-5)
+
+
 def test_gradients_match_dense_math():
     q, k, v = (torch.randn(1, 6, h, 8, dtype=torch.float32, requires_grad=True) for h in (2, 1, 1))
     prefill_attention(q, k, v).square().sum().backward()

@@ -69,7 +69,7 @@ def _packed(q, k, v):
 
 
 def _with_torch(q, k, v, starts, scale, window):
-    b, t, _, d = q.shape
+    b, t = q.shape[:2]
     past = k.shape[1] - t
     grouped, k, v = _packed(q, k, v)
     if past == 0 and starts is None and window is None:
@@ -90,7 +90,8 @@ def _with_torch(q, k, v, starts, scale, window):
         if starts is not None:  # rows of padding see nothing, and kernels differ in what they make of that
             empty = torch.arange(past, past + t, device=q.device) < starts[:, None]
             out = out.masked_fill(empty.repeat_interleave(heads, 0)[:, None, :, None], 0.0)
-    return out.view(b, -1, t, d).transpose(1, 2)
+    # A view or a copy: torch's kernels differ in the strides of what they return.
+    return out.unflatten(0, (b, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
 def _with_logits(q, k, v, starts, scale, window, sink_logit, softcap):

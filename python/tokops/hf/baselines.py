@@ -83,7 +83,7 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     rows = query.view(batch, key.shape[1], -1, dim)
     out = scaled_dot_product_attention(rows, key, value, scale=scaling)
-    return out.view(batch, 1, -1, dim), None
+    return out.reshape(batch, 1, -1, dim), None
 
 
 def _mask(*args, **kwargs):
