@@ -30,9 +30,13 @@ def invoke(*arguments):
 
 def small_cases(device="cpu", quick=False):
     """One case of every kind."""
-    yield Case("int8", (Bar("our bf16", 0.0),), partial(kvcache.packed, 9, 3, 64, 256, "int8", False, device))
-    yield Case("int4", (Bar("our int8", 1e9),), partial(kvcache.packed, 8, 2, 128, 192, "int4", True, device))
-    yield Case("fp8", (), partial(kvcache.packed, 4, 2, 64, 192, "fp8_e4m3", False, device))
+    yield Case(
+        "int8", (Bar("our bf16", 0.0),), partial(kvcache.packed, 1, 9, 3, 64, 256, "int8", False, device)
+    )
+    yield Case(
+        "int4", (Bar("our int8", 1e9),), partial(kvcache.packed, 2, 8, 2, 128, 192, "int4", True, device)
+    )
+    yield Case("fp8", (), partial(kvcache.packed, 1, 4, 2, 64, 192, "fp8_e4m3", False, device))
     yield Case("selected", (), partial(kvcache.selected, 8, 2, 64, 256, 32, "int4", device))
     yield Case("append 1", (), partial(kvcache.append, 2, 64, 1, "int4", device))
     yield Case("append 128", (), partial(kvcache.append, 2, 64, 128, "int8", device))
@@ -46,7 +50,7 @@ def test_every_kind_of_case_is_checked_timed_and_counted(tmp_path, monkeypatch):
     assert list(rows) == [case.label for case in small_cases()]
     # Codes of keys and values, and a scale and a zero of 2 bytes per token, head and group of 64.
     assert rows["int8"]["read_bytes"] == 2 * 3 * 256 * (64 + 4)
-    assert rows["int4"]["read_bytes"] == 2 * 2 * 192 * (64 + 8)
+    assert rows["int4"]["read_bytes"] == 2 * 2 * 2 * 192 * (64 + 8)
     assert rows["fp8"]["read_bytes"] == 2 * 2 * 192 * (64 + 4)
     assert rows["selected"]["read_bytes"] == 2 * 2 * 32 * (32 + 4)
     assert rows["append 1"]["read_bytes"] == 2 * 2 * 64 * 2
@@ -72,8 +76,8 @@ def off(op):
 @pytest.mark.parametrize(
     ("op", "build_case"),
     [
-        ("packed_decode", partial(kvcache.packed, 4, 2, 64, 128, "int8", False, "cpu")),
-        ("packed_decode", partial(kvcache.packed, 4, 2, 64, 128, "int8", True, "cpu")),
+        ("packed_decode", partial(kvcache.packed, 1, 4, 2, 64, 128, "int8", False, "cpu")),
+        ("packed_decode", partial(kvcache.packed, 1, 4, 2, 64, 128, "int8", True, "cpu")),
         ("packed_decode", partial(kvcache.selected, 4, 2, 64, 128, 16, "int4", "cpu")),
         ("kv_append", partial(kvcache.append, 2, 64, 1, "int8", "cpu")),
         ("kv_append", partial(kvcache.append, 2, 64, 128, "int4", "cpu")),
