@@ -65,8 +65,12 @@ def gathered(q: Tensor, k: Tensor, v: Tensor, index: Tensor) -> Tensor:
 
 
 def has_flashinfer(q: Tensor) -> bool:
-    """Whether FlashInfer is installed and the tensors are where it runs."""
-    return q.is_cuda and importlib.util.find_spec("flashinfer") is not None
+    """Whether FlashInfer is installed, the tensors are where it runs, and of a dtype it has kernels for."""
+    return (
+        q.is_cuda
+        and q.dtype in (torch.float16, torch.bfloat16)
+        and importlib.util.find_spec("flashinfer") is not None
+    )
 
 
 def flashinfer_decode(
