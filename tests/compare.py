@@ -1,10 +1,18 @@
 """Comparisons that say what they allow by name."""
 
+import contextlib
+from collections.abc import Iterator
+
+import pytest
 import torch
 from torch import Tensor
 
+from tokops import _native
+
 #: Largest error of a result relative to max(1, |value|), by the dtype it was computed in.
 WITHIN = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2, torch.float64: 1e-12}
+#: Head dimensions that decoding has CUDA kernels for.
+CUDA_HEAD_DIMS = (64, 80, 96, 128, 192, 256)
 
 
 def assert_within_dtype_error(got: Tensor, want: Tensor, dtype: torch.dtype | None = None) -> None:
@@ -22,3 +30,14 @@ def assert_within_dtype_error(got: Tensor, want: Tensor, dtype: torch.dtype | No
 def assert_same(got: Tensor, want: Tensor) -> None:
     """Bitwise equality of integers."""
     assert torch.equal(got.cpu(), want.cpu()), f"{got} differs from {want}"
+
+
+@contextlib.contextmanager
+def refusing_head_dim(dim: int, device: torch.device) -> Iterator[None]:
+    """What is inside runs; where CUDA has no kernel for the head dimension, it must say so instead."""
+    if device.type != "cuda" or dim in CUDA_HEAD_DIMS or "cuda" not in _native.loaded:
+        yield
+        return
+    message = f"head dimension must be 64, 80, 96, 128, 192 or 256 on CUDA, got {dim}"
+    with pytest.raises(RuntimeError, match=message):
+        yield

@@ -61,7 +61,7 @@ def test_selections_chosen_in_the_graph():
 
     def step():
         _, _, scores = paged_decode_scores(q, k, v, table, lens, reduce="max", max_len=512)
-        positions, counts = topk_positions(scores, lens[:, None, None].expand(scores.shape[:-1]), 64)
+        positions, counts = topk_positions(scores, lens[:, None].expand(scores.shape[:-1]), 64)
         return (*paged_decode(q, k, v, table, lens, selected=positions, counts=counts), positions, counts)
 
     follows(step, lambda: lens.copy_(torch.tensor([40, 500])), lambda: q.mul_(-2.0))

@@ -163,8 +163,8 @@ def test_what_is_not_seen_may_be_nan(device):
     assert torch.equal(got[0], want[0])
     v = x.v_pages.clone()
     v[x.block_table[0, 69 // 8], :, 69 % 8] = float("nan")  # seen by the last row alone
-    out, _ = paged_decode(x.q, x.k_pages, v, x.block_table, x.seq_lens)
-    assert torch.equal(out[0, :2], got[0][0, :2].cpu())
+    out, _ = paged_decode(*(t.to(device) for t in (x.q, x.k_pages, v, x.block_table, x.seq_lens)))
+    assert torch.equal(out[0, :2], got[0][0, :2])
     assert out[0, 2].isnan().all()
 
 

@@ -122,8 +122,8 @@ def test_strided_and_empty(device):
 
 def test_of_paged_scores(device):
     """Scores and lse as a decode over pages returns them."""
-    q = torch.randn(2, 3, 4, 16, device=device)
-    kv = torch.randn(2, 2, 2, 8, 16, device=device)
+    q = torch.randn(2, 3, 4, 64, device=device)
+    kv = torch.randn(2, 2, 2, 8, 64, device=device)
     table = torch.tensor([[0], [1]], dtype=torch.int32, device=device)
     lens = torch.tensor([8, 6], dtype=torch.int32, device=device)
     _, lse, scores = paged_decode_scores(q, kv[0], kv[1], table, lens, reduce="none")

@@ -1,12 +1,12 @@
 """ggml blocks against the gguf package and by hand, and their way into packed pools and out."""
 
-import gguf
 import numpy as np
 import pytest
 import torch
 
 from tokops.kvcache import Codec, ggml, kv_dequantize, quantize
 
+gguf = pytest.importorskip("gguf", reason="the extra `hf` is not installed")
 KINDS = ("q8_0", "q4_0", "q4_1")
 
 
