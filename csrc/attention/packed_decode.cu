@@ -1,6 +1,7 @@
 // packed_decode on CUDA: the launch shape over parts and their splits. q_int8 is a permission that
 // this kernel does not use: the tensor cores take decoded keys as fast, and exactly.
 #include "attention/packed_decode.cuh"
+#include "kvcache/codec.h"
 
 namespace tokops {
 namespace paged {
@@ -56,9 +57,43 @@ void share_splits(PackedPlan& plan) {
   plan.splits = plan.first_split[plan.n_parts];
 }
 
+// What warps can stream: full rows, and codes with scales of a token in float16.
+bool streams(const Side& x, const PagedDecode& p) {
+  if (x.codec == Codec::full) return true;
+  return !x.channel && !x.wide_scale && x.group % kPackBlock == 0 && p.D % x.group == 0;
+}
+bool streams(const PackedDecode& d) {
+  bool all = d.base.D == 64 || d.base.D == 128;
+  for (int i = 0; i < d.n_parts; ++i) {
+    const Part& part = d.parts[i];
+    const bool alike = (part.k.codec == Codec::full) == (part.v.codec == Codec::full);
+    all = all && alike && streams(part.k, d.base) && streams(part.v, d.base);
+  }
+  return all;
+}
+
+// Tiles in the rings, and the bytes of all rings.
+void place_rings(PackedPlan& plan, const PackedDecode& d) {
+  for (int i = 0; i < d.n_parts; ++i) {
+    const bool full = d.parts[i].k.codec == Codec::full || d.parts[i].v.codec == Codec::full;
+    Ring& ring = plan.rings[i];
+    if (plan.streamed) {
+      const int fit = kStreamRing / (ring.tile * (full ? full_keys(d.base.D) : kCodeKeys));
+      ring.stages = fit < kStreamStages ? fit : kStreamStages;
+    }
+    // Else two tiles are in the ring at least; of packed rows there is room for three.
+    const int bytes = ring.tile * (full ? 2 : 3);
+    if (bytes > plan.ring_bytes) plan.ring_bytes = bytes;
+  }
+  for (int i = 0; i < d.n_parts && !plan.streamed; ++i) {
+    const int fit = plan.ring_bytes / plan.rings[i].tile;
+    plan.rings[i].stages = fit < kMaxStages ? fit : kMaxStages;
+  }
+}
+
 PackedPlan make_plan(const PackedDecode& d) {
   PackedPlan plan{};
-  static_cast<Plan&>(plan) = plan_rows(d.base, "packed_decode");
+  static_cast<Plan&>(plan) = plan_rows(d.base, "packed_decode", streams(d));
   plan.marked = true;
   plan.n_parts = d.n_parts;
   for (int i = 0; i < d.n_parts; ++i) {
@@ -71,15 +106,8 @@ PackedPlan make_plan(const PackedDecode& d) {
       if (s == 0) ring.keys = ring.tile;
       if (y.groups > plan.groups) plan.groups = y.groups;
     }
-    // Two tiles are in the ring at least; of packed rows there is room for three.
-    const bool full = d.parts[i].k.codec == Codec::full || d.parts[i].v.codec == Codec::full;
-    const int bytes = ring.tile * (full ? 2 : 3);
-    if (bytes > plan.ring_bytes) plan.ring_bytes = bytes;
   }
-  for (int i = 0; i < d.n_parts; ++i) {
-    const int fit = plan.ring_bytes / plan.rings[i].tile;
-    plan.rings[i].stages = fit < kMaxStages ? fit : kMaxStages;
-  }
+  place_rings(plan, d);
   share_splits(plan);
   place_partials(plan);
   return plan;
@@ -109,7 +137,9 @@ void packed_decode(const PackedDecode& d, const Queue& q) {
     launch(paged::clear_scores, dim3(unsigned(blocks < 65535 ? blocks : 65535)), dim3(256), 0, q,
            p.scores, n);
   }
-  if (plan.row_tile == 16)
+  if (plan.streamed)
+    paged::run_packed_streams(plan, q);
+  else if (plan.row_tile == 16)
     paged::run_packed_mma(plan, q);
   else
     paged::run_packed_simt(plan, q);

@@ -7,6 +7,9 @@
 namespace tokops::paged {
 
 inline constexpr int kMaxStages = 4;  // tiles in the ring
+// A streamed plan: bytes that a warp has for tiles, at most so many tiles of so many keys.
+inline constexpr int kStreamRing = 16 * 1024, kStreamStages = 3, kCodeKeys = 32;
+inline int full_keys(int D) { return 2048 / D; }
 
 // How one side of a part is copied to shared memory.
 struct Packing {
@@ -32,8 +35,9 @@ struct PackedPlan : Plan {
 };
 static_assert(sizeof(PackedPlan) < 32 * 1024);  // a kernel's parameters
 
-void run_packed_simt(const PackedPlan& plan, const Queue& q);  // any dtype, row_tile 1, 4, 8
-void run_packed_mma(const PackedPlan& plan, const Queue& q);   // bf16 and f16, row_tile 16
+void run_packed_simt(const PackedPlan& plan, const Queue& q);     // any dtype, row_tile 1, 4, 8
+void run_packed_mma(const PackedPlan& plan, const Queue& q);      // bf16 and f16, row_tile 16
+void run_packed_streams(const PackedPlan& plan, const Queue& q);  // bf16 and f16, streamed
 
 namespace {
 
@@ -90,6 +94,50 @@ __device__ inline Work work_of(const PackedPlan& plan, int64_t group, int block,
   if (w.end < w.begin) w.end = w.begin;
   w.chunk = split_size(w.end - w.begin, plan.first_split[w.part + 1] - plan.first_split[w.part]);
   return w;
+}
+
+// What all threads of a team know, kept in shared memory for want of registers.
+struct Board {
+  Work w;
+  Extent extent;
+  Span span;
+};
+inline constexpr int kBoardBytes = (int(sizeof(Board)) + 31) / 32 * 32;  // as queries are aligned
+
+// Where one key of a tile is kept; position -1 where there is none.
+struct PackedSlot {
+  int page, slot, pos;
+};
+
+// The key with index i of a block's work, -1 for none. Its page is as the table has it.
+__device__ inline PackedSlot find_slot(const PackedPlan& plan, const Work& w, const Extent& x,
+                                       int i) {
+  const PackedSlot none{0, 0, -1};
+  if (i < 0) return none;
+  const Part& part = plan.parts[w.part];
+  const int64_t head = int64_t(w.b) * plan.p.Hkv + w.hkv;
+  int pos = i;
+  if (w.list) {
+    pos = w.list[i];
+  } else if (part.positions) {
+    pos = part.positions[head * part.pages * part.P + i];
+  }
+  if (pos < 0 || pos >= w.view.length) return none;
+  int64_t slot = pos - x.first;
+  if (part.positions && !w.list) slot = i;
+  if (part.positions && w.list)
+    slot = pos < part.where_len ? int64_t(part.where[head * part.where_len + pos]) - part.slot_base
+                                : -1;
+  if (slot < x.least || slot >= x.len) return none;
+  const int index = int(slot) / part.P;
+  return {part.table[w.b * part.table_b + w.hkv * part.table_h + index], int(slot) - index * part.P,
+          pos};
+}
+// Bad table entries are clamped.
+__device__ inline PackedSlot inside(const Part& part, PackedSlot f) {
+  const int64_t last = part.pages_in_pool - 1;
+  f.page = f.page < 0 ? 0 : f.page > last ? int(last) : f.page;
+  return f;
 }
 
 }  // namespace

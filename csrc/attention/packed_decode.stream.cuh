@@ -9,17 +9,6 @@
 namespace tokops::paged {
 namespace {
 
-// Where one key of a tile is kept; position -1 where there is none.
-struct PackedSlot {
-  int page, slot, pos;
-};
-
-// What all threads of a block know, kept in shared memory for want of registers.
-struct Board {
-  Work w;
-  Extent extent;
-};
-
 // Elements are float32 for float32 queries, else float16 for bf16 too: a decoded number has more
 // bits than bf16 keeps. Up to Shape::NS tiles are in the ring, the one at work included.
 template <class Shape>
@@ -28,7 +17,7 @@ struct PackedStream {
   using Slot = PackedSlot;
   using T = typename Shape::T;
   static constexpr bool kPacked = true;
-  static constexpr int NS = Shape::NS, KT = Shape::KT;
+  static constexpr int NS = Shape::NS, KT = Shape::KT, kBehindSlots = 0;
   static constexpr int kGrids = (KT * Shape::DP / 32 + kThreads - 1) / kThreads;
   static constexpr uint32_t kHalfOne = 0x3c00;
   static_assert(2 * KT <= kThreads);  // a thread holds one norm
@@ -42,13 +31,12 @@ struct PackedStream {
   __device__ PackedStream(const PackedPlan& plan, const Work& found, Span span, unsigned char* data,
                           void* slots)
       : plan(plan), data(data), slots(static_cast<PackedSlot*>(slots)), w(board().w), span(span) {
-    if (threadIdx.x == 0) board() = {found, extent_of(plan.parts[found.part], found)};
+    if (threadIdx.x == 0) board() = {found, extent_of(plan.parts[found.part], found), span};
     __syncthreads();  // the board is written
     if (plan.p.rotate) turn_queries();
   }
 
   static constexpr int kTileBytes = 2 * Shape::kElements * int(sizeof(T));
-  static constexpr int kBoardBytes = (int(sizeof(Board)) + 31) / 32 * 32;  // as queries are aligned
   __host__ __device__ static int data_bytes(const PackedPlan& plan) {
     const int grids = 4 * plan.groups * int(sizeof(Grid)), norms = 4 * int(sizeof(float));
     return kTileBytes + KT * (plan.ring_bytes + grids + norms) + kBoardBytes;
@@ -113,35 +101,11 @@ struct PackedStream {
 
   // Looks up this thread's key of tile n: its slot and the number of its page, as the table has it.
   __device__ PackedSlot find(int n) const {
-    const PackedSlot none{0, 0, -1};
     const int i = span.begin + n * KT + Shape::found_key();
-    if (!Shape::finds() || i >= span.end) return none;
-    const int64_t head = int64_t(w.b) * plan.p.Hkv + w.hkv;
-    int pos = i;
-    if (w.list) {
-      pos = w.list[i];
-    } else if (part().positions) {
-      pos = part().positions[head * part().pages * part().P + i];
-    }
-    if (pos < 0 || pos >= w.view.length) return none;
-    const Extent x = board().extent;
-    int64_t slot = pos - x.first;
-    if (part().positions && !w.list) slot = i;
-    if (part().positions && w.list)
-      slot = pos < part().where_len
-                 ? int64_t(part().where[head * part().where_len + pos]) - part().slot_base
-                 : -1;
-    if (slot < x.least || slot >= x.len) return none;
-    const int index = int(slot) / part().P;
-    return {part().table[w.b * part().table_b + w.hkv * part().table_h + index],
-            int(slot) - index * part().P, pos};
+    return find_slot(plan, w, board().extent, Shape::finds() && i < span.end ? i : -1);
   }
-  // Bad table entries are clamped.
-  __device__ void keep(int n, PackedSlot f) const {
-    if (!Shape::finds()) return;
-    const int64_t last = part().pages_in_pool - 1;
-    f.page = f.page < 0 ? 0 : f.page > last ? int(last) : f.page;
-    slots_of(n)[Shape::found_key()] = f;
+  __device__ void keep(int n, const PackedSlot& f) const {
+    if (Shape::finds()) slots_of(n)[Shape::found_key()] = inside(part(), f);
   }
 
   // Copies a chunk. Both places are aligned to `copy` bytes.

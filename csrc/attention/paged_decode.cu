@@ -6,7 +6,8 @@ namespace tokops {
 namespace paged {
 namespace {
 
-constexpr int kBlocksPerSm = 8;  // a few waves, so that ragged lengths even out
+constexpr int kBlocksPerSm = 8;                     // a few waves, so that ragged lengths even out
+constexpr int kStreamBlocks = 3, kStreamWaves = 4;  // resident on a multiprocessor; waves of them
 
 int multiprocessors() {
   int device = 0, count = 0;
@@ -37,7 +38,7 @@ void choose_tiles(Plan& plan, int rows) {
 
 }  // namespace
 
-Plan plan_rows(const PagedDecode& p, const char* op) {
+Plan plan_rows(const PagedDecode& p, const char* op, bool may_stream) {
   if (p.D != 64 && p.D != 80 && p.D != 96 && p.D != 128 && p.D != 192 && p.D != 256)
     throw std::runtime_error(std::string(op) +
                              ": head dimension must be 64, 80, 96, 128, 192 or 256 on CUDA, got " +
@@ -49,7 +50,14 @@ Plan plan_rows(const PagedDecode& p, const char* op) {
   plan.lists_t = p.selected && p.sel_rows > 1 ? p.T : 1;
   plan.lists_g = p.selected && p.sel_heads > p.Hkv ? per_kv : 1;
   const int heads = plan.lists_g > 1 ? 1 : per_kv, tokens = plan.lists_t > 1 ? 1 : p.T;
-  choose_tiles(plan, heads * tokens);
+  plan.streamed =
+      may_stream && p.dtype != DType::f32 && p.D <= 128 && heads * tokens <= kStreamRows;
+  if (plan.streamed) {
+    plan.row_tile = kStreamRows;
+    plan.warps_m = 1;
+  } else {
+    choose_tiles(plan, heads * tokens);
+  }
   const int fit = plan.row_tile * plan.warps_m / heads;
   plan.blocks = (tokens + fit - 1) / fit;
   plan.tokens = (tokens + plan.blocks - 1) / plan.blocks;
@@ -63,7 +71,13 @@ int64_t groups_of(const Plan& plan) {
 
 int64_t wanted_splits(const Plan& plan) {
   const int64_t base = groups_of(plan) * plan.blocks;
-  return base ? (int64_t(kBlocksPerSm) * multiprocessors() + base - 1) / base : 1;
+  if (base == 0) return 1;
+  // One sequence: blocks of one size, all at once. Several may be of many lengths.
+  const int64_t waves = plan.p.B == 1 ? 1 : kStreamWaves;
+  int64_t splits = waves * kStreamBlocks * multiprocessors() / base;
+  if (!plan.streamed) splits = (int64_t(kBlocksPerSm) * multiprocessors() + base - 1) / base;
+  const int64_t most = kMaxSplits - 32;  // parts may round theirs up
+  return splits < 1 ? 1 : splits < most ? splits : most;
 }
 
 size_t partial_bytes(const Plan& plan) {
@@ -83,7 +97,7 @@ void place_partials(Plan& plan) {
 namespace {
 
 Plan make_plan(const PagedDecode& p) {
-  Plan plan = plan_rows(p, "paged_decode");
+  Plan plan = plan_rows(p, "paged_decode", true);
   int64_t keys = p.selected ? p.sel_k : int64_t(p.pages) * p.P;
   if (p.window && !p.selected)
     keys = keys < int64_t(p.window) + p.T ? keys : int64_t(p.window) + p.T;
@@ -98,56 +112,82 @@ Plan make_plan(const PagedDecode& p) {
   return plan;
 }
 
+constexpr int kMergeThreads = 512;  // most of a block
+constexpr int kManySplits = 16;     // fewer need no more than kThreads
+
+// Weights of a row's splits relative to their largest maximum, and what they add up to.
+struct Weights {
+  float top, total;
+};
+__device__ Weights weigh_splits(const Plan& plan, int64_t row, int live, float* weights) {
+  __shared__ float tops[kMergeThreads / 32], totals[kMergeThreads / 32];
+  const int warps = blockDim.x / 32, warp = threadIdx.x / 32;
+  const float* part_top = plan.part_top + row * plan.splits;
+  const float* part_total = plan.part_total + row * plan.splits;
+  float top = -INFINITY, total = 0.f;
+  for (int s = threadIdx.x; s < live; s += blockDim.x) top = fmaxf(top, weights[s] = part_top[s]);
+  top = warp_max(top);
+  if (threadIdx.x % 32 == 0) tops[warp] = top;
+  __syncthreads();  // all warps' maxima are written
+  for (int i = 0; i < warps; ++i) top = fmaxf(top, tops[i]);
+  for (int s = threadIdx.x; s < live; s += blockDim.x) {
+    const float m = weights[s];  // this thread's own
+    weights[s] = m > -INFINITY ? ptx::exp2_fast((m - top) * kLog2e) : 0.f;
+    if (m > -INFINITY) total += part_total[s] * weights[s];
+  }
+  total = warp_sum(total);
+  if (threadIdx.x % 32 == 0) totals[warp] = total;
+  __syncthreads();  // all weights and totals are written
+  total = 0.f;
+  for (int i = 0; i < warps; ++i) total += totals[i];
+  return {top, total};
+}
+
 // One block merges the splits of one row. Threads are slices of D / 4 lanes; a slice takes every so
 // many splits.
 template <class T>
-__global__ void __launch_bounds__(kThreads) merge_kernel(const Plan plan) {
-  __shared__ float sums[kThreads * 4], tops[kThreads], totals[kThreads], turned[256];
+__global__ void __launch_bounds__(kMergeThreads) merge_kernel(const Plan plan) {
+  __shared__ float weights[kMaxSplits], sums[kMergeThreads * 4], turned[256];
   const PagedDecode& p = plan.p;
   const int64_t row = blockIdx.x;
   const int h = row % p.Hq, per_kv = p.Hq / p.Hkv, t = row / p.Hq % p.T;
   int64_t group = row / p.Hq / p.T * plan.lists_t + (plan.lists_t > 1 ? t : 0);
   group = (group * p.Hkv + h / per_kv) * plan.lists_g + (plan.lists_g > 1 ? h % per_kv : 0);
-  const Work w = work_of(plan, group, plan.lists_t > 1 ? 0 : t / plan.tokens, 0);
+  int live = plan.splits, rows = p.T;
+  if (!plan.marked) {
+    const Work w = work_of(plan, group, plan.lists_t > 1 ? 0 : t / plan.tokens, 0);
+    live = w.live_splits();
+    rows = w.view.rows;
+  } else {
+    rows = row_view(p, int(row / p.Hq / p.T), h / per_kv).rows;
+  }
+  const Weights all = weigh_splits(plan, row, live, weights);
 
-  const int lanes = p.D / 4, slices = kThreads / lanes;
+  const int lanes = p.D / 4, slices = blockDim.x / lanes;
   const int lane = threadIdx.x % lanes, slice = threadIdx.x / lanes;
   if (slice < slices) {
-    float m = -INFINITY, l = 0.f, o[4] = {0.f, 0.f, 0.f, 0.f};
-    const int live = plan.marked ? plan.splits : w.live_splits();
+    const float* from = plan.part_out + row * plan.splits * p.D + 4 * lane;
+    float o[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll 4
     for (int s = slice; s < live; s += slices) {
-      const int64_t at = row * plan.splits + s;
-      const auto x = *reinterpret_cast<const Pack<float, 4>*>(plan.part_out + at * p.D + 4 * lane);
-      const float part = plan.part_top[at], top = fmaxf(m, part);
-      if (part == -INFINITY) continue;
-      const float keep = ptx::exp2_fast((m - top) * kLog2e),
-                  add = ptx::exp2_fast((part - top) * kLog2e);
-      l = l * keep + plan.part_total[at] * add;
-      for (int e = 0; e < 4; ++e) o[e] = weighed(o[e], keep) + weighed(x.at[e], add);
-      m = top;
+      if (plan.marked && weights[s] == 0.f) continue;  // nothing was written
+      const auto x = *reinterpret_cast<const Pack<float, 4>*>(from + int64_t(s) * p.D);
+      for (int e = 0; e < 4; ++e) o[e] += weighed(x.at[e], weights[s]);
     }
     for (int e = 0; e < 4; ++e) sums[slice * p.D + 4 * lane + e] = o[e];
-    if (lane == 0) tops[slice] = m;
-    if (lane == 0) totals[slice] = l;
   }
   __syncthreads();  // all slices are written
-  for (int d = threadIdx.x; d < p.D; d += kThreads) {
-    float m = -INFINITY, l = 0.f, o = 0.f;
-    for (int s = 0; s < slices; ++s) m = fmaxf(m, tops[s]);
-    for (int s = 0; s < slices && m > -INFINITY; ++s) {
-      const float gain = ptx::exp2_fast((tops[s] - m) * kLog2e);
-      l += totals[s] * gain;
-      o += weighed(sums[s * p.D + d], gain);
-    }
-    const Closing c = close_row(p, t < w.view.rows, h, m, l);
+  const Closing c = close_row(p, t < rows, h, all.top, all.total);
+  for (int d = threadIdx.x; d < p.D; d += blockDim.x) {
+    float o = 0.f;
+    for (int s = 0; s < slices; ++s) o += sums[s * p.D + d];
     if (p.rotate) turned[d] = weighed(o, c.gain);
     if (!p.rotate) static_cast<T*>(p.out)[row * p.D + d] = from_float<T>(weighed(o, c.gain));
     if (d == 0) p.lse[row] = c.lse;
   }
   if (!p.rotate) return;
   hadamard_rows(turned, 1, p.D, p.D);
-  for (int d = threadIdx.x; d < p.D; d += kThreads)
+  for (int d = threadIdx.x; d < p.D; d += blockDim.x)
     static_cast<T*>(p.out)[row * p.D + d] = from_float<T>(turned[d]);
 }
 
@@ -160,8 +200,8 @@ void run_merge(const Plan& plan, const Queue& q) {
   if (rows > INT32_MAX)
     throw std::runtime_error(std::string(plan.op) + ": too many rows for one launch");
   dispatch<float, __half, __nv_bfloat16>(p.dtype, plan.op, [&](auto tag) {
-    launch(merge_kernel<typename decltype(tag)::type>, dim3(unsigned(rows)), dim3(kThreads), 0, q,
-           plan);
+    launch(merge_kernel<typename decltype(tag)::type>, dim3(unsigned(rows)),
+           dim3(plan.splits > kManySplits ? kMergeThreads : kThreads), 0, q, plan);
   });
 }
 
@@ -174,7 +214,9 @@ size_t paged_decode_workspace(const PagedDecode& p) {
 void paged_decode(const PagedDecode& p, const Queue& q) {
   const paged::Plan plan = paged::make_plan(p);
   if (int64_t(p.B) * p.T * p.Hq == 0) return;
-  if (plan.row_tile == 16) {
+  if (plan.streamed) {
+    paged::run_streams(plan, q);
+  } else if (plan.row_tile == 16) {
     paged::run_mma(plan, q);
   } else {
     paged::run_simt(plan, q);

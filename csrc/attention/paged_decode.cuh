@@ -12,6 +12,9 @@ namespace tokops::paged {
 
 inline constexpr int kWarps = 4, kThreads = 32 * kWarps;
 inline constexpr int kChunk = 64;  // a split starts at a multiple of this many keys
+inline constexpr int kMaxSplits = 1024;
+inline constexpr int kStreamRows =
+    16;  // a streamed plan's rows per block, one tile of the tensor cores
 inline constexpr float kLog2e = 1.4426950408889634f, kRootHalf = 0.70710678118654752f;
 
 // Host-made launch shape. A group is all rows that read one list of keys; a block takes a run of
@@ -19,6 +22,7 @@ inline constexpr float kLog2e = 1.4426950408889634f, kRootHalf = 0.7071067811865
 struct Plan {
   const char* op;  // its name, for errors
   PagedDecode p;
+  bool streamed;       // every warp streams keys of its own; else a block shares its tiles
   int row_tile;        // rows per warp
   int warps_m;         // row tiles per block; kWarps / warps_m warps share the keys of one row tile
   int tokens, blocks;  // new tokens per block, blocks per group
@@ -35,19 +39,35 @@ struct Plan {
 
 // paged_decode.cu. The launch shape but for the splits, from shapes alone: the same for every call
 // on a captured graph.
-Plan plan_rows(const PagedDecode& p, const char* op);
+Plan plan_rows(const PagedDecode& p, const char* op, bool may_stream);
 int64_t groups_of(const Plan& plan);      // lists of keys
 int64_t wanted_splits(const Plan& plan);  // of every group, to fill the device
 void place_partials(Plan& plan);
 size_t partial_bytes(const Plan& plan);
 void run_merge(const Plan& plan, const Queue& q);
 
-void run_simt(const Plan& plan, const Queue& q);  // any dtype, row_tile 1, 4, 8
-void run_mma(const Plan& plan, const Queue& q);   // bf16 and f16, row_tile 16
+void run_simt(const Plan& plan, const Queue& q);     // any dtype, row_tile 1, 4, 8
+void run_mma(const Plan& plan, const Queue& q);      // bf16 and f16, row_tile 16
+void run_streams(const Plan& plan, const Queue& q);  // bf16 and f16, streamed
 
 inline int padded_dim(int d) { return d <= 64 ? 64 : d <= 128 ? 128 : 256; }
 
 namespace {
+
+// The threads that bring in tiles and work on them together: those of a block, or of a warp, which
+// then waits for nobody.
+struct BlockTeam {
+  static constexpr int kSize = kThreads, kTeams = 1;
+  __device__ static int rank() { return threadIdx.x; }
+  __device__ static int index() { return 0; }
+  __device__ static void sync() { __syncthreads(); }
+};
+struct WarpTeam {
+  static constexpr int kSize = 32, kTeams = kWarps;
+  __device__ static int rank() { return threadIdx.x % 32; }
+  __device__ static int index() { return threadIdx.x / 32; }
+  __device__ static void sync() { __syncwarp(); }
+};
 
 // What one block does: its rows, and the indices [begin, end) of its group's keys, all splits.
 struct Work {
@@ -60,6 +80,11 @@ struct Work {
   int chunk;  // indices per split
   __device__ int rows() const { return (t1 - t0) * heads; }
   __device__ int live_splits() const { return (end - begin + chunk - 1) / chunk; }
+};
+
+// Indices [begin, end) of the keys of one split, or of one team's share of it.
+struct Span {
+  int begin, end;
 };
 
 // A split's share of n keys.
@@ -140,7 +165,7 @@ __device__ inline void hadamard_rows(float* x, int rows, int D, int stride) {
   const int n = D & -D, half = D / 2;
   for (int h = 1; h < n; h *= 2) {
     __syncthreads();  // the last stage is written
-    for (int i = threadIdx.x; i < rows * half; i += kThreads) {
+    for (int i = threadIdx.x; i < rows * half; i += blockDim.x) {
       const int k = i % half;
       float* at = x + i / half * stride + k / h * 2 * h + k % h;
       const float a = at[0], b = at[h];
@@ -177,12 +202,12 @@ __device__ inline void fill_unseen(const Plan& plan, const Work& w) {
 // Writes a tile's raw scores, staged as tile[row * KT + column], one row per query or group.
 // position(column) is -1 where no key is. Cleared scores hold -inf already, and of the parts that
 // have a slot for one position only that which holds the token writes.
-template <int KT, bool kCleared, class Position>
+template <class Team, int KT, bool kCleared, class Position>
 __device__ inline void write_scores(const PagedDecode& p, const Work& w, const float* tile,
                                     Position position) {
   const bool none = p.reduce == ScoreReduce::none;
   const int heads = none ? w.heads : 1, folded = none ? 1 : w.heads;
-  for (int i = threadIdx.x; i < (w.t1 - w.t0) * heads * KT; i += kThreads) {
+  for (int i = Team::rank(); i < (w.t1 - w.t0) * heads * KT; i += Team::kSize) {
     const int r = i / KT, key = position(i % KT);
     if (key < 0 || key >= p.score_len) continue;
     const float* x = tile + r * folded * KT + i % KT;

@@ -13,6 +13,7 @@ struct SimtMath {
   using Shape = Shape_;
   using T = typename Shape::T;
   using Q = float;
+  static constexpr bool kHeld = false, kExact = true;  // a zero weight never meets its value
   static constexpr int RT = RT_, DP = Shape::DP, kSub = 8, kPair = 2;
   static constexpr int kBlocksPerSm = DP == 256 || RT == 8 ? 2 : 3;  // registers
   static constexpr int kRowBytes = DP * int(sizeof(T)) / 32;         // of one value row per lane
@@ -39,6 +40,7 @@ struct SimtMath {
     }
   }
 
+  __device__ void hold() {}
   __device__ void reset() {
 #pragma unroll
     for (int r = 0; r < RT; ++r) {
@@ -49,7 +51,7 @@ struct SimtMath {
     }
   }
 
-  __device__ bool spoiled() const { return false; }  // a zero weight never meets its value here
+  __device__ bool spoiled() const { return false; }
 
   template <class View>
   __device__ void tile(const View& v) {

@@ -17,14 +17,18 @@ struct PageStream {
   using Plan = paged::Plan;
   using Slot = paged::Slot;
   using T = typename Shape::T;
+  using Team = typename Shape::Team;
   static constexpr bool kPacked = false;
-  static constexpr int NS = Shape::NS;
+  static constexpr int NS = Shape::NS, kBehindSlots = 0;
 
   const Plan& plan;
   const Work& w;
   const Span span;
   T* const stages;
   Slot* const slots;
+  struct Found {
+    int pos, offset, page;
+  } pending;
 
   __device__ PageStream(const Plan& plan, const Work& w, Span span, void* data, void* slots)
       : plan(plan),
@@ -61,10 +65,8 @@ struct PageStream {
     Shape::clear_padding(stages, NS * (plan.p.v ? 2 : 1) * Shape::KT, plan.p.D);
   }
 
-  // Looks up this thread's key of tile n, in two steps: copies are issued while the table answers.
-  struct Found {
-    int pos, offset, page;
-  };
+  // Looks up this thread's key of tile n, in two steps: a tile's work is done while the table
+  // answers.
   __device__ Found find(int n) const {
     Found f{-1, 0, 0};
     const int i = span.begin + n * Shape::KT + Shape::found_key();
@@ -99,11 +101,12 @@ struct PageStream {
   __device__ void load(int n) const {
     if (span.begin + n * Shape::KT < span.end) {
       const PagedDecode& p = plan.p;
-      const int piece = threadIdx.x % Shape::kPieces;
+      const int piece = Team::rank() % Shape::kPieces;
       const Slot* s = slots_of(n);
       if (piece * Shape::kPiece < p.D) {
 #pragma unroll 4
-        for (int j = threadIdx.x / Shape::kPieces; j < Shape::KT; j += kThreads / Shape::kPieces) {
+        for (int j = Team::rank() / Shape::kPieces; j < Shape::KT;
+             j += Team::kSize / Shape::kPieces) {
           const bool live = s[j].pos >= 0;
           const int at = Shape::at(j, piece), column = piece * Shape::kPiece;
           copy_piece(keys(n) + at, static_cast<const T*>(p.k), s[j].k + column, live,
@@ -117,19 +120,20 @@ struct PageStream {
     ptx::cp_async_commit();  // an empty group too: NS - 1 groups are always in flight
   }
 
-  __device__ void start() const {
-    for (int n = 0; n < NS; ++n) keep(n, find(n));
-    __syncthreads();  // the first slots, queries, rows and padding are written
+  __device__ void start() {
+    for (int n = 0; n < NS - 1; ++n) keep(n, find(n));
+    pending = find(NS - 1);
+    Team::sync();  // the first slots, queries, rows and padding are written
     for (int n = 0; n < NS - 1; ++n) load(n);
   }
 
   // Tile n is there for all when this returns.
-  __device__ void next(int n) const {
+  __device__ void next(int n) {
+    keep(n + NS - 1, pending);
     ptx::cp_async_wait<NS - 2>();
-    __syncthreads();  // tile n and the next slots are there for all; nobody reads tile n - 1
-    const Found found = find(n + NS);
+    Team::sync();  // tile n and the next slots are there for all; nobody reads tile n - 1
+    pending = find(n + NS);
     load(n + NS - 1);
-    keep(n + NS, found);
   }
 };
 

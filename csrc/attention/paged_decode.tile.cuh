@@ -14,9 +14,10 @@ struct Row {
 
 // Shape of the shared memory. Rows of a tile are DP elements in 16-byte pieces, stored with piece ^
 // (row & 7) so that eight rows of one piece, and eight pieces of one row, lie in different banks.
-template <class T_, int DP_, int KT_, int NS_>
+template <class T_, int DP_, int KT_, int NS_, class Team_ = BlockTeam>
 struct Tile {
   using T = T_;
+  using Team = Team_;
   static constexpr int DP = DP_, KT = KT_, NS = NS_;  // padded head dimension, keys, stages
   static constexpr int kPiece = 16 / sizeof(T);       // elements per piece
   static constexpr int kPieces = DP / kPiece;         // pieces per row
@@ -27,40 +28,52 @@ struct Tile {
   }
 
   // The first lanes of every warp look up the keys of a tile.
-  static constexpr int kEach = KT / kWarps;
+  static constexpr int kEach = KT * 32 / Team::kSize;
+  static_assert(kEach <= 32);
   __device__ static bool finds() { return threadIdx.x % 32 < kEach; }
-  __device__ static int found_key() { return threadIdx.x / 32 * kEach + threadIdx.x % 32; }
+  __device__ static int found_key() { return Team::rank() / 32 * kEach + threadIdx.x % 32; }
 
   // Zeroes the columns that pad the head dimension; no copy ever writes them.
   __device__ static void clear_padding(T* x, int rows, int D) {
     const int used = D / kPiece, pad = kPieces - used;
-    for (int i = threadIdx.x; i < rows * pad; i += kThreads)
+    for (int i = Team::rank(); i < rows * pad; i += Team::kSize)
       for (int e = 0; e < kPiece; ++e) x[at(i / pad, used + i % pad) + e] = from_float<T>(0.f);
   }
 };
 
-// Byte offsets into dynamic shared memory, the same on host and device. The stream's data come
-// first, and the warps' sums take their place in the end.
+// Byte offsets into dynamic shared memory, the same on host and device. The teams' data come first,
+// and the warps' sums take their place in the end. Queries that the warps hold in registers lie
+// there too, before any data.
 template <class Math, class Stream>
 struct Layout {
   using Shape = typename Math::Shape;
+  static constexpr int kTeams = Shape::Team::kTeams;
   static constexpr int kPartial = kWarps * Math::RT * (Shape::DP + 2) * int(sizeof(float));
-  int slots, queries, rows, scores, total;
+  static constexpr int kTeamSlots =
+      Shape::kSlots * int(sizeof(typename Stream::Slot)) + Stream::kBehindSlots;
+  int data, slots, queries, rows, scores, team_scores, total;
   __host__ __device__ explicit Layout(const typename Stream::Plan& plan) {
     const int block_rows = plan.warps_m * Math::RT;
-    slots = Stream::data_bytes(plan);
+    const int query_bytes = block_rows * Shape::DP * int(sizeof(typename Math::Q));
+    data = Stream::data_bytes(plan);
+    slots = kTeams * data;
     if (plan.p.out && slots < kPartial) slots = kPartial;
-    queries = slots + Shape::kSlots * int(sizeof(typename Stream::Slot));
-    rows = queries + block_rows * Shape::DP * int(sizeof(typename Math::Q));
+    queries = Math::kHeld ? 0 : slots + kTeams * kTeamSlots;
+    rows = slots + kTeams * kTeamSlots + (Math::kHeld ? 0 : query_bytes);
     scores = rows + block_rows * int(sizeof(Row));
-    total = scores + (plan.p.scores ? block_rows * Shape::KT * int(sizeof(float)) : 0);
+    team_scores = plan.p.scores ? block_rows * Shape::KT * int(sizeof(float)) : 0;
+    total = scores + kTeams * team_scores;
   }
 };
 
-// Indices [begin, end) of one split's keys.
-struct Span {
-  int begin, end;
-};
+// A team's share.
+template <class Team, int KT>
+__device__ inline Span share_of(Span all) {
+  const int n = all.end - all.begin, each = (n + Team::kTeams * KT - 1) / (Team::kTeams * KT) * KT;
+  const int begin = all.begin + Team::index() * each;
+  if (begin >= all.end) return {all.end, all.end};
+  return {begin, all.end - begin < each ? all.end : begin + each};
+}
 
 // What the arithmetic of one tile needs to know.
 template <class Shape_, class Slot>
@@ -73,7 +86,6 @@ struct TileView {
   int plain_lo, plain_hi;  // every row of the block sees the positions in between
   bool clear;              // the whole tile is such positions
   float* scores;           // [rows, KT] to stage raw scores in, or null
-  bool exact;              // a value that is not finite may be present
   // Logical position of a key, -1 where there is none.
   __device__ int position(int key) const {
     return scattered ? slots[key].pos : key < count ? first + key : -1;
@@ -139,10 +151,12 @@ __device__ inline void plain_range(const PagedDecode& p, const Work& w, int* lo,
   if (w.t1 > w.view.rows) *hi = *lo;
 }
 
-// One pass over the split: each key and value is read from memory once, for all rows of the block.
+// One pass over a team's keys: each key and value is read from memory once, for all rows of the
+// block.
 template <class Math, class Stream>
-__device__ void pass(Math& math, Stream& stream, float* staged, bool exact) {
+__device__ void pass(Math& math, Stream& stream, float* staged) {
   using Shape = typename Math::Shape;
+  using Team = typename Shape::Team;
   constexpr int KT = Shape::KT;
   const PagedDecode& p = stream.plan.p;
   int lo, hi;
@@ -162,13 +176,12 @@ __device__ void pass(Math& math, Stream& stream, float* staged, bool exact) {
                                                       lo,
                                                       hi,
                                                       clear,
-                                                      staged,
-                                                      exact};
+                                                      staged};
     math.tile(view);
     if (p.scores) {
-      __syncthreads();  // the tile's scores are staged by all warps
-      write_scores<KT, Stream::kPacked>(p, stream.w, staged,
-                                        [&](int key) { return view.position(key); });
+      Team::sync();  // the tile's scores are staged by all
+      write_scores<Team, KT, Stream::kPacked>(p, stream.w, staged,
+                                              [&](int key) { return view.position(key); });
     }
   }
 }
@@ -227,28 +240,18 @@ __device__ inline void mark_empty(const Plan& plan, const Work& w) {
   }
 }
 
-// One block: the rows of up to warps_m row tiles over one split of their keys, each key and value
-// read once. Empty splits leave at once.
+// The rows of up to warps_m row tiles over one split of their keys, each key and value read once.
+// False, and nothing written, if a value that is not finite may have met a weight of zero.
 template <class Math, class Stream>
-__global__ void __launch_bounds__(kThreads, Math::kBlocksPerSm)
-    decode_kernel(const __grid_constant__ typename Stream::Plan plan) {
+__device__ __forceinline__ bool sum_split(const typename Stream::Plan& plan, const Work& found,
+                                          Span span, unsigned char* shared) {
   using Shape = typename Math::Shape;
-  TOKOPS_SHARED_DYNAMIC(unsigned char, shared);
+  using Team = typename Shape::Team;
   const PagedDecode& p = plan.p;
-  int64_t index = blockIdx.x;
-  const int block = index % plan.blocks;
-  index /= plan.blocks;
-  const int split = index % plan.splits;
-  const Work found = Stream::work(plan, index / plan.splits, block, split);
-  if (p.scores && !Stream::kPacked) fill_unseen(plan, found);
-  const Span span = Stream::span_of(plan, found);
-  if (span.begin >= span.end && (plan.splits > 1 || !p.out)) {
-    if (plan.marked) mark_empty(plan, found);
-    return;
-  }
-
   const Layout<Math, Stream> layout(plan);
-  Stream stream(plan, found, span, shared, shared + layout.slots);
+  const int team = Team::index();
+  Stream stream(plan, found, share_of<Team, Shape::KT>(span), shared + team * layout.data,
+                shared + layout.slots + team * layout.kTeamSlots);
   const Work& w = stream.w;
   Row* rows = reinterpret_cast<Row*>(shared + layout.rows);
   for (int r = threadIdx.x; r < plan.warps_m * Math::RT; r += kThreads) {
@@ -256,19 +259,65 @@ __global__ void __launch_bounds__(kThreads, Math::kBlocksPerSm)
     rows[r] = r < w.rows() ? Row{t, row_position(p, w.view, w.b, t)} : Row{p.T, 0};
   }
   Math math(plan, w, reinterpret_cast<typename Math::Q*>(shared + layout.queries), rows, stream);
+  if (Math::kHeld) math.hold();
   stream.clear_padding();
-  float* staged = p.scores ? reinterpret_cast<float*>(shared + layout.scores) : nullptr;
-  for (bool exact = false;; exact = true) {
-    math.reset();
-    pass(math, stream, staged, exact);
-    // The barrier also says that nobody reads the tiles any more.
-    if (!__syncthreads_or(!exact && math.spoiled())) break;
-  }
-  if (!p.out) return;
+  float* staged = p.scores
+                      ? reinterpret_cast<float*>(shared + layout.scores + team * layout.team_scores)
+                      : nullptr;
+  math.reset();
+  pass(math, stream, staged);
+  // The barrier also says that nobody reads the tiles any more.
+  if (__syncthreads_or(!Math::kExact && math.spoiled())) return false;
+  if (!p.out) return true;
   float* partial = reinterpret_cast<float*>(shared);
   math.store(partial, partial + kWarps * Math::RT * Shape::DP);
   __syncthreads();  // all warps' sums are written
   finish<Stream, Shape::DP, Math::RT>(plan, w, partial);
+  return true;
+}
+
+// What the block has to do: `span` is empty where it has left what there was to leave.
+template <class Stream>
+__device__ Work begin_block(const typename Stream::Plan& plan, Span* span) {
+  const PagedDecode& p = plan.p;
+  int64_t index = blockIdx.x;
+  const int block = index % plan.blocks;
+  index /= plan.blocks;
+  const Work w = Stream::work(plan, index / plan.splits, block, index % plan.splits);
+  if (p.scores && !Stream::kPacked) fill_unseen(plan, w);
+  *span = Stream::span_of(plan, w);
+  const bool empty = span->begin >= span->end && (plan.splits > 1 || !p.out);
+  if (empty && plan.marked) mark_empty(plan, w);
+  if (empty) *span = {0, -1};
+  return w;
+}
+
+// The block's split once more, key by key. A call of its own that finds everything again, so that
+// it costs the usual case no registers.
+template <class Math, class Stream>
+__device__ TOKOPS_NOINLINE void sum_exactly(const typename Stream::Plan& plan,
+                                            unsigned char* shared) {
+  Span span;
+  const Work found = begin_block<Stream>(plan, &span);
+  sum_split<Math, Stream>(plan, found, span, shared);
+}
+
+template <class Math, class Stream>
+__device__ __forceinline__ void decode_split(const typename Stream::Plan& plan, const Work& found,
+                                             Span span, unsigned char* shared) {
+  const bool done = sum_split<Math, Stream>(plan, found, span, shared);
+  if constexpr (!Math::kExact)
+    if (!done) sum_exactly<typename Math::Exact, Stream>(plan, shared);
+}
+
+template <class Math, class Stream>
+__global__ void __launch_bounds__(kThreads, Math::kBlocksPerSm)
+    decode_kernel(const __grid_constant__ typename Stream::Plan plan) {
+  TOKOPS_SHARED_DYNAMIC(unsigned char, shared);
+  Span span;
+  const Work found = begin_block<Stream>(plan, &span);
+  if (span.end < span.begin) return;
+  decode_split<Math, Stream>(plan, found, span, shared);
 }
 
 template <class Math, class Stream>

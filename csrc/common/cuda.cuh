@@ -84,6 +84,13 @@ bool dispatch_int(int v, F&& f) {
   type* const name = reinterpret_cast<type*>(tokops_dynamic_shared_)
 #endif
 
+// A device function that stays a call.
+#if defined(TOKOPS_CUDA_SIM_KERNEL)
+#define TOKOPS_NOINLINE __attribute__((noinline))
+#else
+#define TOKOPS_NOINLINE __noinline__
+#endif
+
 inline constexpr unsigned kFullWarp = 0xffffffffu;
 
 // N values that one load or store moves.

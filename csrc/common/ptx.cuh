@@ -134,6 +134,39 @@ __device__ __forceinline__ uint32_t pack_halves(float low, float high) {
 #endif
 }
 
+// x, of which the compiler no longer knows anything: what depends on it stays inside a loop or a
+// branch, and costs no register outside.
+__device__ __forceinline__ int opaque(int x) {
+#if !defined(TOKOPS_CUDA_SIM_KERNEL)
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
+// Sums and products of two float16 pairs in registers, each rounded once.
+__device__ __forceinline__ uint32_t add_halves(uint32_t a, uint32_t b) {
+#if defined(TOKOPS_CUDA_SIM_KERNEL)
+  const auto at = [&](int i) { return sim::half_of<__half>(a, i) + sim::half_of<__half>(b, i); };
+  return pack_two<__half>(at(0), at(1));
+#else
+  uint32_t d;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+#endif
+}
+__device__ __forceinline__ uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
+#if defined(TOKOPS_CUDA_SIM_KERNEL)
+  const auto at = [&](int i) {
+    return sim::half_of<__half>(a, i) * sim::half_of<__half>(b, i) + sim::half_of<__half>(c, i);
+  };
+  return pack_two<__half>(at(0), at(1));
+#else
+  uint32_t d;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+#endif
+}
+
 // 2^x to about 2 units in the last place, denormal results flushed.
 __device__ __forceinline__ float exp2_fast(float x) {
 #if defined(TOKOPS_CUDA_SIM_KERNEL)

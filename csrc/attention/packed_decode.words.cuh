@@ -1,0 +1,95 @@
+// Four dimensions of a packed row at a time, from a word of its bytes in shared memory to float16
+// pairs.
+#pragma once
+#include "attention/packed_decode.codes.cuh"
+
+namespace tokops::paged {
+namespace {
+
+// A row's 16-byte chunk c lies at chunk c ^ turn_of(row): then eight rows of one chunk, as keys are
+// read, and four rows of the two chunks that values are read from, lie in different banks.
+__device__ __forceinline__ int turn_of(bool bytes, int chunks, int row) {
+  const int a = row & 1, b = row >> 1 & 1, c = row >> 2 & 1;
+  if (chunks == 8) return a | b << 2 | c << 1;
+  if (chunks == 4) return bytes ? b | c << 1 : b << 1 | c;
+  return chunks == 2 ? c : 0;
+}
+
+// Codes of one kind. A block of 32 dimensions is eight quads: quad i < 4 is dimensions 4 i to
+// 4 i + 3, and quad 4 + i lies 16 further. Integers come less their middle, which place() adds to
+// the zero: small numbers lose less in a sum. e4m3 comes as 2^-8 of its value, see grid_of.
+template <Codec C>
+struct Words {
+  static constexpr bool kFp8 = C == Codec::e4m3 || C == Codec::e5m2;
+  static constexpr int kBits = C == Codec::int4 ? 4 : C == Codec::int2 ? 2 : 8;
+  static constexpr int kRaw = kBits == 8 ? 2 : 1;  // words that hold quads i and 4 + i
+
+  __device__ static int chunks(int D) { return D * kBits / 128; }
+  __device__ static uint32_t word_at(const unsigned char* row, int turn, int i) {
+    return *reinterpret_cast<const uint32_t*>(row + ((i / 4 ^ turn) * 16 + i % 4 * 4));
+  }
+  // The words of quads i and 4 + i of block b.
+  __device__ static void load(const unsigned char* row, int turn, int b, int i,
+                              uint32_t (&raw)[2]) {
+    if constexpr (kBits == 8) {
+      raw[0] = word_at(row, turn, 8 * b + i);
+      raw[1] = word_at(row, turn, 8 * b + 4 + i);
+    } else {
+      raw[0] = word_at(row, turn, kBits == 4 ? 4 * b + i : 2 * b + i % 2);
+    }
+  }
+  // A code per byte: of quad i + 4 h out of such words.
+  __device__ static uint32_t bytes(const uint32_t (&raw)[2], int h, int i) {
+    if constexpr (kBits == 8) return raw[h];
+    if constexpr (kBits == 4) return raw[0] >> 4 * h & 0x0f0f0f0f;
+    return raw[0] >> (4 * h + i / 2 * 2) & 0x03030303;
+  }
+  // The codes in two of a word's bytes.
+  template <int kLow, int kHigh>
+  __device__ static uint32_t pair(uint32_t word) {
+    if constexpr (kFp8) {
+      const uint32_t x = __byte_perm(word, 0, 0x0404 | kLow << 4 | kHigh << 12);
+      return C == Codec::e5m2 ? x : (x & 0x80008000u) | (x & 0x7f007f00u) >> 1;
+    } else {  // 1024 + code, exactly
+      const uint32_t x = __byte_perm(word, 0x64646464u, 0x4040 | kLow | kHigh << 8);
+      return ptx::add_halves(x, kMiddle);
+    }
+  }
+  // -1024 - middle, twice.
+  static constexpr uint32_t kMiddle = kBits == 8   ? 0xe480e480u
+                                      : kBits == 4 ? 0xe408e408u
+                                                   : 0xe402e402u;
+};
+__device__ __forceinline__ float middle_of(Codec c) {
+  return c == Codec::int8 ? 128.f : c == Codec::int4 ? 8.f : c == Codec::int2 ? 2.f : 0.f;
+}
+
+// A row of codes one by one, each as Words has it.
+struct CodeRow {
+  Codec codec;
+  const unsigned char* data;
+  int chunks, index;
+  __device__ float number(int d) const {
+    const int bits = codec == Codec::int4 ? 4 : codec == Codec::int2 ? 2 : 8;
+    const int byte = code_byte(bits, d);
+    const int chunk = byte / 16 ^ turn_of(bits == 8, chunks, index);
+    const int code = data[chunk * 16 + byte % 16] >> code_shift(bits, d) & ((1 << bits) - 1);
+    if (codec == Codec::e5m2) return __half2float(__ushort_as_half(uint16_t(code << 8)));
+    if (codec == Codec::e4m3)
+      return __half2float(__ushort_as_half(uint16_t((code & 0x80) << 8 | (code & 0x7f) << 7)));
+    return float(code) - middle_of(codec);
+  }
+};
+
+// Calls f(Words) for a codec that is not full.
+template <class F>
+__device__ __forceinline__ void with_words(Codec codec, F&& f) {
+  if (codec == Codec::int8) f(Words<Codec::int8>());
+  if (codec == Codec::int4) f(Words<Codec::int4>());
+  if (codec == Codec::int2) f(Words<Codec::int2>());
+  if (codec == Codec::e4m3) f(Words<Codec::e4m3>());
+  if (codec == Codec::e5m2) f(Words<Codec::e5m2>());
+}
+
+}  // namespace
+}  // namespace tokops::paged
