@@ -41,10 +41,6 @@ void run_packed_streams(const PackedPlan& plan, const Queue& q);  // bf16 and f1
 
 namespace {
 
-// Slots [least, len) of a part, the first at logical position `first`.
-struct Extent {
-  int first, least, len;
-};
 __device__ inline int clamp_int(int x, int lo, int hi) { return x < lo ? lo : x > hi ? hi : x; }
 __device__ inline Extent extent_of(const Part& part, const Work& w) {
   if (w.t0 >= w.view.rows || part.pages_in_pool <= 0) return {0, 0, 0};
@@ -78,7 +74,7 @@ __device__ inline Work work_of(const PackedPlan& plan, int64_t group, int block,
   w.split = split;
   while (split >= plan.first_split[w.part + 1]) ++w.part;
   const Part& part = plan.parts[w.part];
-  const Extent x = extent_of(part, w);
+  const Extent x = w.extent = extent_of(part, w);
   if (x.len <= x.least) return w;
   if (part.positions) {
     w.end = w.list ? lower_bound(w.list, w.list_size, INT32_MAX) : x.len;
@@ -96,22 +92,13 @@ __device__ inline Work work_of(const PackedPlan& plan, int64_t group, int block,
   return w;
 }
 
-// What all threads of a team know, kept in shared memory for want of registers.
-struct Board {
-  Work w;
-  Extent extent;
-  Span span;
-};
-inline constexpr int kBoardBytes = (int(sizeof(Board)) + 31) / 32 * 32;  // as queries are aligned
-
 // Where one key of a tile is kept; position -1 where there is none.
 struct PackedSlot {
   int page, slot, pos;
 };
 
 // The key with index i of a block's work, -1 for none. Its page is as the table has it.
-__device__ inline PackedSlot find_slot(const PackedPlan& plan, const Work& w, const Extent& x,
-                                       int i) {
+__device__ inline PackedSlot find_slot(const PackedPlan& plan, const Work& w, int i) {
   const PackedSlot none{0, 0, -1};
   if (i < 0) return none;
   const Part& part = plan.parts[w.part];
@@ -123,6 +110,7 @@ __device__ inline PackedSlot find_slot(const PackedPlan& plan, const Work& w, co
     pos = part.positions[head * part.pages * part.P + i];
   }
   if (pos < 0 || pos >= w.view.length) return none;
+  const Extent x = w.extent;
   int64_t slot = pos - x.first;
   if (part.positions && !w.list) slot = i;
   if (part.positions && w.list)

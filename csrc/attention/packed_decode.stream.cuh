@@ -17,7 +17,7 @@ struct PackedStream {
   using Slot = PackedSlot;
   using T = typename Shape::T;
   static constexpr bool kPacked = true;
-  static constexpr int NS = Shape::NS, KT = Shape::KT, kBehindSlots = 0;
+  static constexpr int NS = Shape::NS, KT = Shape::KT;
   static constexpr int kGrids = (KT * Shape::DP / 32 + kThreads - 1) / kThreads;
   static constexpr uint32_t kHalfOne = 0x3c00;
   static_assert(2 * KT <= kThreads);  // a thread holds one norm
@@ -28,18 +28,16 @@ struct PackedStream {
   const Work& w;
   const Span span;
 
-  __device__ PackedStream(const PackedPlan& plan, const Work& found, Span span, unsigned char* data,
+  __device__ PackedStream(const PackedPlan& plan, const Work& w, Span span, unsigned char* data,
                           void* slots)
-      : plan(plan), data(data), slots(static_cast<PackedSlot*>(slots)), w(board().w), span(span) {
-    if (threadIdx.x == 0) board() = {found, extent_of(plan.parts[found.part], found), span};
-    __syncthreads();  // the board is written
+      : plan(plan), data(data), slots(static_cast<PackedSlot*>(slots)), w(w), span(span) {
     if (plan.p.rotate) turn_queries();
   }
 
   static constexpr int kTileBytes = 2 * Shape::kElements * int(sizeof(T));
   __host__ __device__ static int data_bytes(const PackedPlan& plan) {
     const int grids = 4 * plan.groups * int(sizeof(Grid)), norms = 4 * int(sizeof(float));
-    return kTileBytes + KT * (plan.ring_bytes + grids + norms) + kBoardBytes;
+    return kTileBytes + KT * (plan.ring_bytes + grids + norms);
   }
   __device__ static Work work(const PackedPlan& plan, int64_t group, int block, int split) {
     return work_of(plan, group, block, split);
@@ -97,12 +95,10 @@ struct PackedStream {
     return reinterpret_cast<float*>(grids_of(0, 0) + 4 * KT * plan.groups) + (n % 2 * 2 + s) * KT;
   }
 
-  __device__ Board& board() const { return *reinterpret_cast<Board*>(norms_of(0, 0) + 4 * KT); }
-
   // Looks up this thread's key of tile n: its slot and the number of its page, as the table has it.
   __device__ PackedSlot find(int n) const {
     const int i = span.begin + n * KT + Shape::found_key();
-    return find_slot(plan, w, board().extent, Shape::finds() && i < span.end ? i : -1);
+    return find_slot(plan, w, Shape::finds() && i < span.end ? i : -1);
   }
   __device__ void keep(int n, const PackedSlot& f) const {
     if (Shape::finds()) slots_of(n)[Shape::found_key()] = inside(part(), f);

@@ -17,7 +17,7 @@ struct WarpStream {
   using T = typename Shape::T;
   using Team = typename Shape::Team;
   static constexpr bool kPacked = true;
-  static constexpr int NS = Shape::NS, KT = Shape::KT, kBehindSlots = kBoardBytes;
+  static constexpr int NS = Shape::NS, KT = Shape::KT;
   static constexpr int kGroups = Shape::DP / kPackBlock;  // at most, of a token
   static_assert(!kCodes || KT == 32);                     // a lane has the scales of one key
 
@@ -25,20 +25,14 @@ struct WarpStream {
   unsigned char* const data;
   PackedSlot* const slots;
   const Work& w;
-  const Span& span;
+  const Span span;
   PackedSlot pending;
   // Of this lane's key in the next tile, as they are stored: scale and zero of a group, both norms.
   uint32_t grids_ahead[2][kCodes ? kGroups : 1], norms_ahead;
 
-  __device__ WarpStream(const PackedPlan& plan, const Work& found, Span all, unsigned char* data,
+  __device__ WarpStream(const PackedPlan& plan, const Work& w, Span span, unsigned char* data,
                         void* slots)
-      : plan(plan),
-        data(data),
-        slots(static_cast<PackedSlot*>(slots)),
-        w(board().w),
-        span(board().span) {
-    if (Team::rank() == 0) board() = {found, extent_of(plan.parts[found.part], found), all};
-    Team::sync();  // the board is written
+      : plan(plan), data(data), slots(static_cast<PackedSlot*>(slots)), w(w), span(span) {
     if (plan.p.rotate) turn_queries();
   }
 
@@ -46,8 +40,6 @@ struct WarpStream {
   __host__ __device__ static int data_bytes(const PackedPlan& plan) {
     return kStreamRing + kCodeKeys * 2 * plan.groups * int(sizeof(Grid));
   }
-  // Behind the slots, where the sums do not get to in the end.
-  __device__ Board& board() const { return *reinterpret_cast<Board*>(slots + Shape::kSlots); }
   __device__ static Work work(const PackedPlan& plan, int64_t group, int block, int split) {
     return work_of(plan, group, block, split);
   }
@@ -96,7 +88,7 @@ struct WarpStream {
 
   __device__ PackedSlot find(int n) const {
     const int i = span.begin + n * KT + Shape::found_key();
-    return find_slot(plan, w, board().extent, Shape::finds() && i < span.end ? i : -1);
+    return find_slot(plan, w, Shape::finds() && i < span.end ? i : -1);
   }
   __device__ void keep(int n, const PackedSlot& f) const {
     if (Shape::finds()) slots_of(n)[Shape::found_key()] = inside(part(), f);

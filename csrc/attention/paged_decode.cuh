@@ -69,9 +69,15 @@ struct WarpTeam {
   __device__ static void sync() { __syncwarp(); }
 };
 
+// Slots [least, len) of a part of a cache, the first at logical position `first`.
+struct Extent {
+  int first, least, len;
+};
+
 // What one block does: its rows, and the indices [begin, end) of its group's keys, all splits.
 struct Work {
   int split, part;                // of a cache in parts
+  Extent extent;                  // of that part
   int b, hkv, t0, t1, h0, heads;  // rows (t, h): t in [t0, t1), h in [h0, h0 + heads)
   RowView view;
   const int32_t* list;  // selected positions, or null: index = position
@@ -110,6 +116,7 @@ __device__ inline Work rows_of(const Plan& plan, int64_t group, int block) {
   w.view = row_view(p, w.b, w.hkv);
   w.list = nullptr;
   w.list_size = w.begin = w.end = w.chunk = w.split = w.part = 0;
+  w.extent = {0, 0, 0};
   if (p.selected) {
     const int s = p.sel_rows > 1 ? w.t0 : 0;
     const int hs = p.sel_heads == 1 ? 0 : plan.lists_g > 1 ? w.h0 : w.hkv;

@@ -19,7 +19,7 @@ struct PageStream {
   using T = typename Shape::T;
   using Team = typename Shape::Team;
   static constexpr bool kPacked = false;
-  static constexpr int NS = Shape::NS, kBehindSlots = 0;
+  static constexpr int NS = Shape::NS;
 
   const Plan& plan;
   const Work& w;

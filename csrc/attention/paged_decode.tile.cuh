@@ -49,17 +49,18 @@ struct Layout {
   using Shape = typename Math::Shape;
   static constexpr int kTeams = Shape::Team::kTeams;
   static constexpr int kPartial = kWarps * Math::RT * (Shape::DP + 2) * int(sizeof(float));
-  static constexpr int kTeamSlots =
-      Shape::kSlots * int(sizeof(typename Stream::Slot)) + Stream::kBehindSlots;
-  int data, slots, queries, rows, scores, team_scores, total;
+  static constexpr int kTeamSlots = Shape::kSlots * int(sizeof(typename Stream::Slot));
+  static constexpr int kWork = (int(sizeof(Work)) + 31) / 32 * 32;  // as queries are aligned
+  int data, slots, work, queries, rows, scores, team_scores, total;
   __host__ __device__ explicit Layout(const typename Stream::Plan& plan) {
     const int block_rows = plan.warps_m * Math::RT;
     const int query_bytes = block_rows * Shape::DP * int(sizeof(typename Math::Q));
     data = Stream::data_bytes(plan);
     slots = kTeams * data;
     if (plan.p.out && slots < kPartial) slots = kPartial;
-    queries = Math::kHeld ? 0 : slots + kTeams * kTeamSlots;
-    rows = slots + kTeams * kTeamSlots + (Math::kHeld ? 0 : query_bytes);
+    work = slots + kTeams * kTeamSlots;
+    queries = Math::kHeld ? 0 : work + kWork;
+    rows = work + kWork + (Math::kHeld ? 0 : query_bytes);
     scores = rows + block_rows * int(sizeof(Row));
     team_scores = plan.p.scores ? block_rows * Shape::KT * int(sizeof(float)) : 0;
     total = scores + kTeams * team_scores;
@@ -250,9 +251,12 @@ __device__ __forceinline__ bool sum_split(const typename Stream::Plan& plan, con
   const PagedDecode& p = plan.p;
   const Layout<Math, Stream> layout(plan);
   const int team = Team::index();
-  Stream stream(plan, found, share_of<Team, Shape::KT>(span), shared + team * layout.data,
+  // What all threads know is kept here for want of registers.
+  Work& w = *reinterpret_cast<Work*>(shared + layout.work);
+  if (threadIdx.x == 0) w = found;
+  __syncthreads();  // the work is written
+  Stream stream(plan, w, share_of<Team, Shape::KT>(span), shared + team * layout.data,
                 shared + layout.slots + team * layout.kTeamSlots);
-  const Work& w = stream.w;
   Row* rows = reinterpret_cast<Row*>(shared + layout.rows);
   for (int r = threadIdx.x; r < plan.warps_m * Math::RT; r += kThreads) {
     const int t = w.t0 + r / w.heads;
