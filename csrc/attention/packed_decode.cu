@@ -58,8 +58,9 @@ void share_splits(PackedPlan& plan) {
 }
 
 // What warps can stream: full rows, and codes with scales of a token in float16.
-bool streams(const Side& x, const PagedDecode& p) {
+bool streams(const Side& x, const PagedDecode& p, int64_t pages) {
   if (x.codec == Codec::full) return true;
+  if (pages * x.s_n > UINT32_MAX) return false;
   return !x.channel && !x.wide_scale && x.group % kPackBlock == 0 && p.D % x.group == 0;
 }
 bool streams(const PackedDecode& d) {
@@ -67,25 +68,34 @@ bool streams(const PackedDecode& d) {
   for (int i = 0; i < d.n_parts; ++i) {
     const Part& part = d.parts[i];
     const bool alike = (part.k.codec == Codec::full) == (part.v.codec == Codec::full);
-    all = all && alike && streams(part.k, d.base) && streams(part.v, d.base);
+    all = all && alike && streams(part.k, d.base, part.pages_in_pool) &&
+          streams(part.v, d.base, part.pages_in_pool);
   }
   return all;
 }
 
-// Tiles in the rings, and the bytes of all rings.
+Steps steps_of(const Side& x, const Packing& y, int64_t pages) {
+  Steps s{};
+  const int64_t places = int64_t(reinterpret_cast<uintptr_t>(x.data)) | x.n | x.h | x.p;
+  s.aligned = places % 16 == 0 && pages * x.n / 16 <= UINT32_MAX;
+  s.shift = shift_of(y.row / 16);
+  s.page = uint32_t(x.n / 16);
+  s.slot = uint32_t(x.p / 16);
+  s.scale_page = uint32_t(x.s_n);
+  s.scale_head = uint32_t(x.s_h);
+  s.scale_slot = uint32_t(x.s_p);
+  return s;
+}
+
+// Tiles in the rings that blocks share, and the bytes of all rings.
 void place_rings(PackedPlan& plan, const PackedDecode& d) {
   for (int i = 0; i < d.n_parts; ++i) {
     const bool full = d.parts[i].k.codec == Codec::full || d.parts[i].v.codec == Codec::full;
-    Ring& ring = plan.rings[i];
-    if (plan.streamed) {
-      const int fit = kStreamRing / (ring.tile * (full ? full_keys(d.base.D) : kCodeKeys));
-      ring.stages = fit < kStreamStages ? fit : kStreamStages;
-    }
-    // Else two tiles are in the ring at least; of packed rows there is room for three.
-    const int bytes = ring.tile * (full ? 2 : 3);
+    // Two tiles are in the ring at least; of packed rows there is room for three.
+    const int bytes = plan.rings[i].tile * (full ? 2 : 3);
     if (bytes > plan.ring_bytes) plan.ring_bytes = bytes;
   }
-  for (int i = 0; i < d.n_parts && !plan.streamed; ++i) {
+  for (int i = 0; i < d.n_parts; ++i) {
     const int fit = plan.ring_bytes / plan.rings[i].tile;
     plan.rings[i].stages = fit < kMaxStages ? fit : kMaxStages;
   }
@@ -94,14 +104,15 @@ void place_rings(PackedPlan& plan, const PackedDecode& d) {
 PackedPlan make_plan(const PackedDecode& d) {
   PackedPlan plan{};
   static_cast<Plan&>(plan) = plan_rows(d.base, "packed_decode", streams(d));
-  plan.marked = true;
   plan.n_parts = d.n_parts;
   for (int i = 0; i < d.n_parts; ++i) {
     plan.parts[i] = d.parts[i];
+    plan.page_shifts[i] = shift_of(d.parts[i].P);
     const Side* sides[2] = {&d.parts[i].k, &d.parts[i].v};
     Ring& ring = plan.rings[i];
     for (int s = 0; s < 2; ++s) {
       const Packing& y = plan.packing[i][s] = packing_of(*sides[s], d.base);
+      plan.steps[i][s] = steps_of(*sides[s], y, d.parts[i].pages_in_pool);
       ring.tile += y.row;
       if (s == 0) ring.keys = ring.tile;
       if (y.groups > plan.groups) plan.groups = y.groups;

@@ -7,8 +7,8 @@
 namespace tokops::paged {
 
 inline constexpr int kMaxStages = 4;  // tiles in the ring
-// A streamed plan: bytes that a warp has for tiles, at most so many tiles of so many keys.
-inline constexpr int kStreamRing = 16 * 1024, kStreamStages = 3, kCodeKeys = 32;
+// A streamed plan: bytes that a warp has for tiles, how many tiles, of how many keys.
+inline constexpr int kStreamRing = 16 * 1024, kStreamStages = 2, kCodeKeys = 32;
 inline int full_keys(int D) { return 2048 / D; }
 
 // How one side of a part is copied to shared memory.
@@ -24,11 +24,21 @@ struct Ring {
   int stages, tile, keys;  // tiles; bytes of a key and its value, and of the key alone
 };
 
+// Of a streamed side: what lies between pages and between slots, data in pieces of 16 bytes and
+// scales in elements.
+struct Steps {
+  bool aligned;  // data and their strides, to such pieces
+  int shift;     // a row has 1 << shift pieces
+  uint32_t page, slot, scale_page, scale_head, scale_slot;
+};
+
 // Host-made. Splits are numbered part by part.
 struct PackedPlan : Plan {
   Part parts[kMaxParts];
   Packing packing[kMaxParts][2];  // of keys and of values
   Ring rings[kMaxParts];
+  Steps steps[kMaxParts][2];
+  int page_shifts[kMaxParts];
   int n_parts;
   int first_split[kMaxParts + 1];
   int ring_bytes, groups;  // per key of a tile: packed bytes in flight, and scales of a token
@@ -93,7 +103,7 @@ __device__ inline Work work_of(const PackedPlan& plan, int64_t group, int block,
 }
 
 // Where one key of a tile is kept; position -1 where there is none.
-struct PackedSlot {
+struct alignas(16) PackedSlot {
   int page, slot, pos;
 };
 
@@ -117,7 +127,7 @@ __device__ inline PackedSlot find_slot(const PackedPlan& plan, const Work& w, in
     slot = pos < part.where_len ? int64_t(part.where[head * part.where_len + pos]) - part.slot_base
                                 : -1;
   if (slot < x.least || slot >= x.len) return none;
-  const int index = int(slot) / part.P;
+  const int index = page_of(int(slot), part.P, plan.page_shifts[w.part]);
   return {part.table[w.b * part.table_b + w.hkv * part.table_h + index], int(slot) - index * part.P,
           pos};
 }

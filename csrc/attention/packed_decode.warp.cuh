@@ -3,12 +3,12 @@
 #pragma once
 #include "attention/packed_decode.cuh"
 #include "attention/packed_decode.words.cuh"
-#include "attention/paged_decode.mma.cuh"
+#include "attention/paged_decode.flip.cuh"
 
 namespace tokops::paged {
 namespace {
 
-// Up to NS tiles of a part in a ring, the one at work included. kCodes: both sides are packed, and
+// NS tiles of a part in a ring, the one at work included. kCodes: both sides are packed, and
 // come with grids; else both are full, in the layout of Shape.
 template <class Shape, bool kCodes>
 struct WarpStream {
@@ -72,12 +72,11 @@ struct WarpStream {
   __device__ const Part& part() const { return plan.parts[w.part]; }
   __device__ const Side& side(int s) const { return s ? part().v : part().k; }
   __device__ const Packing& packing(int s) const { return plan.packing[w.part][s]; }
-  __device__ int stages() const { return plan.rings[w.part].stages; }
   __device__ bool scattered() const { return w.list || part().positions; }
   __device__ bool has(int n) const { return span.begin + n * KT < span.end; }
   __device__ unsigned char* bytes(int n, int s) const {
     const Ring& ring = plan.rings[w.part];
-    return data + KT * (n % ring.stages * ring.tile + s * ring.keys);
+    return data + KT * (n % NS * ring.tile + s * ring.keys);
   }
   __device__ const T* keys(int n) const { return reinterpret_cast<const T*>(bytes(n, 0)); }
   __device__ const T* values(int n) const { return reinterpret_cast<const T*>(bytes(n, 1)); }
@@ -94,42 +93,56 @@ struct WarpStream {
     if (Shape::finds()) slots_of(n)[Shape::found_key()] = inside(part(), f);
   }
 
-  __device__ static void copy(unsigned char* to, const unsigned char* from, bool live,
-                              bool aligned) {
-    if (aligned) {
-      ptx::cp_async<16>(to, from, live);
-    } else {
-      for (int i = 0; i < 16; ++i) to[i] = live ? from[i] : 0;
-    }
-  }
-
   // Starts the copies of tile n. Keys that are not there become zeros: 0 times garbage may be NaN.
   __device__ void load(int n) const {
 #pragma unroll 1
     for (int s = 0; s < 2 && has(n); ++s) {
-      const Side& x = side(s);
-      const int row = packing(s).row, chunks = row / 16, shift = __ffs(chunks) - 1;
-      const auto* base = static_cast<const unsigned char*>(x.data) + w.hkv * x.h;
-      unsigned char* to = bytes(n, s);
-      const bool whole = x.codec == Codec::int8 || x.codec == Codec::e4m3 || x.codec == Codec::e5m2;
-#pragma unroll 4
-      for (int i = Team::rank(); i < KT * chunks; i += Team::kSize) {
-        const int j = i >> shift, c = i & (chunks - 1);
-        const PackedSlot f = slots_of(n)[j];
-        const int turn = kCodes ? turn_of(whole, chunks, j) : j & 7;
-        copy(to + j * row + (c ^ turn) * 16, base + f.page * x.n + f.slot * x.p + c * 16,
-             f.pos >= 0, packing(s).copy == 16);
-      }
+      if (plan.steps[w.part][s].aligned)
+        copy_chunks(n, s);
+      else
+        copy_bytes(n, s);
     }
-    ptx::cp_async_commit();  // an empty group too: stages - 1 groups are always in flight
+    ptx::cp_async_commit();  // an empty group too: NS - 1 groups are always in flight
   }
-  __device__ void wait() const {
-    if (stages() == 2)
-      ptx::cp_async_wait<0>();
-    else
-      ptx::cp_async_wait<1>();
+  // Where chunk c of row j of a side lies in its tile.
+  __device__ int turn(int s, int chunks, int j) const {
+    if (!kCodes) return j & 7;
+    const Codec codec = side(s).codec;
+    return turn_of(codec != Codec::int4 && codec != Codec::int2, chunks, j);
   }
-
+  // A lane copies one chunk of every so many rows, whose turn is the same or, of few rows at a
+  // time, alternates.
+  __device__ __forceinline__ void copy_chunks(int n, int s) const {
+    const Steps& steps = plan.steps[w.part][s];
+    const int chunks = 1 << steps.shift, rows = 32 >> steps.shift;
+    const int c = Team::rank() & (chunks - 1), first = Team::rank() >> steps.shift;
+    const auto* from = static_cast<const unsigned char*>(side(s).data) + w.hkv * side(s).h + c * 16;
+    const PackedSlot* slot = slots_of(n) + first;
+    ptx::Shared to = ptx::shared_at(bytes(n, s)) + first * chunks * 16;
+    int turned = c ^ turn(s, chunks, first);
+    const int flip = turn(s, chunks, first) ^ turn(s, chunks, first + rows);
+#pragma unroll 4
+    for (int j = 0; j < KT; j += rows) {
+      const PackedSlot f = slot[j];
+      const uint32_t at = f.page * steps.page + f.slot * steps.slot;
+      const int place = !kCodes && chunks == 16 ? c ^ ((first + j) & 7) : turned;
+      ptx::cp_async<16>(to + place * 16, from + uint64_t(at) * 16, f.pos >= 0);
+      turned ^= flip;
+      to += 512;
+    }
+  }
+  __device__ void copy_bytes(int n, int s) const {
+    const Side& x = side(s);
+    const int row = packing(s).row, chunks = row / 16;
+    const auto* base = static_cast<const unsigned char*>(x.data) + w.hkv * x.h;
+#pragma unroll 1
+    for (int i = Team::rank(); i < KT * row; i += Team::kSize) {
+      const int j = i / row, at = i - j * row;
+      const PackedSlot f = slots_of(n)[j];
+      const int place = (at / 16 ^ turn(s, chunks, j)) * 16 + at % 16;
+      bytes(n, s)[j * row + place] = f.pos >= 0 ? base[f.page * x.n + f.slot * x.p + at] : 0;
+    }
+  }
   // The scales of this lane's key of tile n.
   __device__ void fetch(int n) {
     if (!kCodes || !has(n)) return;
@@ -138,7 +151,9 @@ struct WarpStream {
 #pragma unroll
     for (int s = 0; s < 2; ++s) {
       const Side& x = side(s);
-      const int64_t from = f.page * x.s_n + w.hkv * x.s_h + f.slot * x.s_p;
+      const Steps& steps = plan.steps[w.part][s];
+      const uint32_t from =
+          f.page * steps.scale_page + w.hkv * steps.scale_head + f.slot * steps.scale_slot;
       const auto *scale = static_cast<const uint16_t*>(x.scale) + from,
                  *zero = static_cast<const uint16_t*>(x.zero) + from;
 #pragma unroll
@@ -178,47 +193,46 @@ struct WarpStream {
     for (int n = 0; n < NS - 1; ++n) keep(n, find(n));
     pending = find(NS - 1);
     Team::sync();  // the first slots are written
-    for (int n = 0; n < stages() - 1; ++n) load(n);
+    for (int n = 0; n < NS - 1; ++n) load(n);
     fetch(0);
   }
 
   // Tile n is there for all when this returns.
   __device__ void next(int n) {
     keep(n + NS - 1, pending);
-    wait();
+    ptx::cp_async_wait<NS - 2>();
     Team::sync();  // tile n and the next slots are there for all; nobody reads tile n - 1
     place(n);
     pending = find(n + NS);
-    load(n + stages() - 1);
+    load(n + NS - 1);
     fetch(n + 1);
     if (kCodes) Team::sync();  // the grids are written
   }
 };
 
-// Attention over a tile of codes on tensor cores: 16 rows, 16 keys at a time, float16 operands. The
-// order of dimensions and of keys within a product is free, and such that a lane finds what it
-// feeds in words of codes: with (g, t) = (lane / 4, lane % 4), it has quads t and 4 + t of key
-// key_at(g) in every block of 32 dimensions, and of keys t, 4 + t, 8 + t and 12 + t quads i and
-// 4 + i, i = g % 4, of every second block.
-template <class Shape_, bool kExact_ = false>
+// Attention over a tile of codes on tensor cores, operands exchanged as in FlipMath, of float16.
+// The order of dimensions and of keys within a product is free, and such that a lane finds what it
+// feeds in words of codes: with (g, t) = (lane / 4, lane % 4), it has quads t and 4 + t of keys
+// key_at(g) and key_at(g) + 8 in every block of 32 dimensions, and of keys t, 4 + t, 8 + t and 12 +
+// t quads i and 4 + i, i = g % 4, of every second block.
+template <class Shape_, int kTiles, bool kExact_ = false>
 struct CodeMath {
   using Shape = Shape_;
-  using Exact = CodeMath<Shape, true>;
-  static constexpr bool kExact = kExact_;
+  using Exact = CodeMath<Shape, kTiles, true>;
   using Q = __half;
-  static constexpr bool kHeld = true;
-  static constexpr int RT = 16, DP = Shape::DP, kSub = 16, kBlocksPerSm = 3;
+  static constexpr bool kExact = kExact_, kHeld = true;
+  static constexpr int RT = 8 * kTiles, DP = Shape::DP, kSub = 16, kBlocksPerSm = kStreamBlocks;
   static constexpr int kBlocks = DP / kPackBlock;
 
   const PackedPlan& plan;
   const Work& w;
   const Row* rows;
   const __half* queries;  // [rows, DP], zero where there is no row
-  const Grid* grids;      // of keys, and as far again as keys have them those of values
+  const Grid* grids;      // of keys, then those of values
   int lane;
-  uint32_t held[DP / 16][4];
-  float q_sums[kBlocks][2];        // of the lane's rows, over a block of dimensions
-  float o[DP / 8][4], m[2], l[2];  // l: this lane's columns only
+  uint32_t held[kTiles][DP / 16][2];
+  float q_sums[kTiles][kBlocks][2];  // of the lane's columns, over a block of dimensions
+  FlipSums<kTiles, DP / 16> sums;
 
   template <class Stream>
   __device__ CodeMath(const PackedPlan& plan, const Work& w, __half* q, const Row* rows,
@@ -230,48 +244,55 @@ struct CodeMath {
     }
   }
 
-  // Column c of a product's eight keys is this one of them.
-  __device__ static int key_at(int c) { return c / 2 + c % 2 * 4; }
+  // Row r of a product's eight keys is this one of them.
+  __device__ static int key_at(int r) { return r / 2 + r % 2 * 4; }
 
   __device__ void hold() {
     __syncthreads();  // the queries are written
 #pragma unroll
-    for (int d = 0; d < DP / 16; ++d)
+    for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const __half* q = queries + (lane / 4 + i % 2 * 8) * DP + d * 16 + lane % 4 * 4 + i / 2;
-        held[d][i] = pack_two<__half>(to_float(q[0]), to_float(q[2]));
-      }
+      for (int d = 0; d < DP / 16; ++d)
 #pragma unroll
-    for (int b = 0; b < kBlocks; ++b)
+        for (int i = 0; i < 2; ++i) {
+          const __half* q = queries + (8 * j + lane / 4) * DP + d * 16 + lane % 4 * 4 + i;
+          held[j][d][i] = pack_two<__half>(to_float(q[0]), to_float(q[2]));
+        }
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const __half* q = queries + (lane / 4 + half * 8) * DP + b * kPackBlock + lane % 4 * 8;
-        float sum = 0.f;
+      for (int b = 0; b < kBlocks; ++b)
 #pragma unroll
-        for (int e = 0; e < 8; ++e) sum += to_float(q[e]);
-        q_sums[b][half] = warp_sum<4>(sum);
-      }
+        for (int i = 0; i < 2; ++i) {
+          const __half* q =
+              queries + (8 * j + lane % 4 * 2 + i) * DP + b * kPackBlock + lane / 4 * 4;
+          float sum = 0.f;
+#pragma unroll
+          for (int e = 0; e < 4; ++e) sum += to_float(q[e]);
+#pragma unroll
+          for (int lanes = 4; lanes < 32; lanes *= 2) sum += __shfl_xor_sync(kFullWarp, sum, lanes);
+          q_sums[j][b][i] = sum;
+        }
+    }
     __syncthreads();  // and read
   }
 
-  __device__ void reset() { clear_sums(o, m, l); }
-  __device__ bool spoiled() const { return has_odd(o); }
+  __device__ void reset() { sums.clear(); }
+  __device__ bool spoiled() const { return sums.odd(); }
 
   template <class View>
   __device__ void tile(const View& v) {
     const Part& part = plan.parts[w.part];
 #pragma unroll 1
     for (int key0 = 0; key0 < Shape::KT && key0 < v.count; key0 += kSub) {
-      float s[2][4] = {};  // keys key0.. and key0 + 8..
+      float s[kTiles][4] = {};
       with_words(part.k.codec, [&](auto words) { dot(words, v.keys, key0, s); });
-      to_logits<8>(
+      to_logits<4 * kTiles>(
           plan.p, w, rows, v, v.scores,
           [&](int i) {
-            return Element{lane / 4 + i / 4 * 8, key0 + i / 2 % 2 * 8 + lane % 4 + i % 2 * 4};
+            return Element{i / 4 * 8 + lane % 4 * 2 + i % 2,
+                           key0 + key_at(lane / 4) + i / 2 % 2 * 8};
           },
-          [&](int i) -> float& { return s[i / 2 % 2][i / 4 * 2 + i % 2]; });
-      to_weights(s, o, m, l);
+          [&](int i) -> float& { return s[i / 4][i % 4]; });
+      sums.weigh(s);
       if constexpr (kExact)
         add_values_exactly(part.v.codec, v.values, key0, s);
       else
@@ -282,42 +303,48 @@ struct CodeMath {
   // s += q . k: sums of products with codes get scale and zero once per group of dimensions.
   template <class Words>
   __device__ __forceinline__ void dot(Words, const unsigned char* keys, int key0,
-                                      float (&s)[2][4]) const {
+                                      float (&s)[kTiles][4]) const {
     const int lane = ptx::opaque(this->lane);
     const int chunks = Words::chunks(DP), mine = key_at(lane / 4);
     const int turn = turn_of(Words::kBits == 8, chunks, mine);
     const unsigned char* row = keys + (key0 + mine) * chunks * 16;
     const int groups = plan.packing[w.part][0].groups, per = kBlocks / groups;
-    float sums[2][4], q_sum[2];
+    const Grid* grid = grids + (key0 + mine) * groups;
+    float part[kTiles][4], q_sum[kTiles][2];
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
       if ((b & (per - 1)) == 0) {
-        q_sum[0] = q_sum[1] = 0.f;
 #pragma unroll
-        for (int e = 0; e < 4; ++e) sums[0][e] = sums[1][e] = 0.f;
-      }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        uint32_t raw[2];
-        Words::load(row + i * 8 * chunks * 16, turn, b, lane % 4, raw);
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const uint32_t codes = Words::bytes(raw, h, lane % 4);
-          ptx::mma_16816<__half>(
-              sums[i], held[2 * b + h],
-              {Words::template pair<0, 2>(codes), Words::template pair<1, 3>(codes)});
+        for (int j = 0; j < kTiles; ++j) {
+          q_sum[j][0] = q_sum[j][1] = 0.f;
+          part[j][0] = part[j][1] = part[j][2] = part[j][3] = 0.f;
         }
       }
+      uint32_t raw[2][2];  // of both keys
 #pragma unroll
-      for (int half = 0; half < 2; ++half) q_sum[half] += q_sums[b][half];
+      for (int i = 0; i < 2; ++i) Words::load(row + i * 8 * chunks * 16, turn, b, lane % 4, raw[i]);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const uint32_t low = Words::bytes(raw[0], h, lane % 4);
+        const uint32_t high = Words::bytes(raw[1], h, lane % 4);
+        const uint32_t k[4] = {Words::template pair<0, 2>(low), Words::template pair<0, 2>(high),
+                               Words::template pair<1, 3>(low), Words::template pair<1, 3>(high)};
+#pragma unroll
+        for (int j = 0; j < kTiles; ++j) ptx::mma_16816<__half>(part[j], k, held[j][2 * b + h]);
+      }
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) q_sum[j][i] += q_sums[j][b][i];
       if ((b & (per - 1)) == per - 1) {
-        const Grid* at = grids + (key0 + lane % 4) * groups + b / per;
+        const Grid low = *grid, high = grid[8 * groups];
+        ++grid;
 #pragma unroll
-        for (int i = 0; i < 2; ++i)
+        for (int j = 0; j < kTiles; ++j)
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            const Grid g = at[(i * 8 + e % 2 * 4) * groups];
-            s[i][e] += sums[i][e] * g.scale + q_sum[e / 2] * g.zero;
+            const Grid g = e < 2 ? low : high;
+            s[j][e] += part[j][e] * g.scale + q_sum[j][e % 2] * g.zero;
           }
       }
     }
@@ -330,23 +357,22 @@ struct CodeMath {
   struct GridPair {
     uint32_t scale, zero;
   };
-  __device__ static GridPair grid_pair(const Grid* at, int step) {
-    return {ptx::pack_halves(at[0].scale, at[step].scale),
-            ptx::pack_halves(at[0].zero, at[step].zero)};
+  __device__ static GridPair grid_pair(const Grid& first, const Grid& second) {
+    return {ptx::pack_halves(first.scale, second.scale), ptx::pack_halves(first.zero, second.zero)};
   }
 
   template <class Words>
   __device__ __forceinline__ void add_values(Words, const unsigned char* values, int key0,
-                                             const float (&s)[2][4]) {
-    const uint32_t a[4] = {pack_two<__half>(s[0][0], s[0][1]), pack_two<__half>(s[0][2], s[0][3]),
-                           pack_two<__half>(s[1][0], s[1][1]), pack_two<__half>(s[1][2], s[1][3])};
+                                             const float (&s)[kTiles][4]) {
     const int lane = ptx::opaque(this->lane);
     const int chunks = Words::chunks(DP), row = chunks * 16, t = lane % 4, quad = lane / 4 % 4;
     const int groups = plan.packing[w.part][1].groups;
     const unsigned char* from = values + (key0 + t) * row;
-    int turns[2];
+    const int turns[2] = {turn_of(Words::kBits == 8, chunks, t),
+                          turn_of(Words::kBits == 8, chunks, t + 4)};
+    uint32_t weights[kTiles][2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) turns[i] = turn_of(Words::kBits == 8, chunks, t + 4 * i);
+    for (int j = 0; j < kTiles; ++j) as_operand<__half>(s[j], weights[j]);
 #pragma unroll
     for (int half = 0; half < DP / 64; ++half) {
       const int b = 2 * half + lane / 16;
@@ -354,18 +380,20 @@ struct CodeMath {
 #pragma unroll
       for (int k = 0; k < 4; ++k) Words::load(from + k * 4 * row, turns[k % 2], b, quad, raw[k]);
       const Grid* at = value_grids(key0 + t) + b * groups / kBlocks;
-      const GridPair low = grid_pair(at, 4 * groups), high = grid_pair(at + 8 * groups, 4 * groups);
+      const GridPair low = grid_pair(at[0], at[4 * groups]),
+                     high = grid_pair(at[8 * groups], at[12 * groups]);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        uint32_t codes[4];
-#pragma unroll
-        for (int k = 0; k < 4; ++k) codes[k] = Words::bytes(raw[k], h, quad);
         uint32_t x[2][4];
-        spread<Words>(codes[0], codes[1], low, x[0]);
-        spread<Words>(codes[2], codes[3], high, x[1]);
+        spread<Words>(Words::bytes(raw[0], h, quad), Words::bytes(raw[1], h, quad), low, x[0]);
+        spread<Words>(Words::bytes(raw[2], h, quad), Words::bytes(raw[3], h, quad), high, x[1]);
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-          ptx::mma_16816<__half>(o[half * 8 + h * 4 + i], a, {x[0][i], x[1][i]});
+        for (int i = 0; i < 4; i += 2) {
+          const uint32_t a[4] = {x[0][i], x[0][i + 1], x[1][i], x[1][i + 1]};
+#pragma unroll
+          for (int j = 0; j < kTiles; ++j)
+            ptx::mma_16816<__half>(sums.o[j][half * 4 + h * 2 + i / 2], a, weights[j]);
+        }
       }
     }
   }
@@ -383,44 +411,43 @@ struct CodeMath {
     for (int i = 0; i < 4; ++i) x[i] = ptx::fma_halves(x[i], g.scale, g.zero);
   }
 
-  // Dimension of column c of sum j.
-  __device__ static int dim_of(int j, int c) {
-    return (j / 8 * 2 + c / 4) * kPackBlock + j / 4 % 2 * 16 + c % 4 * 4 + j % 4;
+  // Dimension of row r of sum c.
+  __device__ static int dim_of(int c, int r) {
+    const int g = r % 8, block = c / 4 * 2 + g / 4;
+    return block * kPackBlock + c / 2 % 2 * 16 + g % 4 * 4 + c % 2 * 2 + r / 8;
   }
 
   // The same sum key by key, leaving out weights of zero, whatever their value holds.
-  __device__ __forceinline__ void add_values_exactly(Codec codec, const unsigned char* values,
-                                                     int key0, const float (&s)[2][4]) {
+  __device__ void add_values_exactly(Codec codec, const unsigned char* values, int key0,
+                                     const float (&s)[kTiles][4]) {
     const int row = plan.packing[w.part][1].row, groups = plan.packing[w.part][1].groups;
 #pragma unroll 1
     for (int k = 0; k < kSub; ++k) {
-      // Key 8 i + t + 4 e is at column 2 t + e.
-      float weight[2];
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float low = k < 8 ? s[0][2 * half] : s[1][2 * half];
-        const float high = k < 8 ? s[0][2 * half + 1] : s[1][2 * half + 1];
-        weight[half] = __shfl_sync(kFullWarp, k / 4 % 2 ? high : low, lane / 4 * 4 + k % 4);
-      }
+      // Key 8 i + t + 4 e is at row 2 t + e.
+      const int from = k % 4 * 2 + k / 4 % 2;
       const CodeRow at{codec, values + (key0 + k) * row, row / 16, k};
-      const Grid* grids = value_grids(key0 + k);
+      const Grid* grid = value_grids(key0 + k);
 #pragma unroll
-      for (int j = 0; j < DP / 8; ++j)
+      for (int j = 0; j < kTiles; ++j) {
+        float weight[2];
+        sums.weights_of(s[j], from, k >= 8, weight);
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int d = dim_of(j, lane % 4 * 2 + e);
-          const Grid g = grids[d / kPackBlock * groups / kBlocks];
-          const float x = at.number(d) * g.scale + g.zero;
+        for (int c = 0; c < DP / 16; ++c)
 #pragma unroll
-          for (int half = 0; half < 2; ++half)
-            if (weight[half] != 0.f) o[j][2 * half + e] += weight[half] * x;
-        }
+          for (int half = 0; half < 2; ++half) {
+            const int d = dim_of(c, lane / 4 + half * 8);
+            const Grid g = grid[d / kPackBlock * groups / kBlocks];
+            const float x = at.number(d) * g.scale + g.zero;
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+              if (weight[i] != 0.f) sums.o[j][c][2 * half + i] += weight[i] * x;
+          }
+      }
     }
   }
 
   __device__ void store(float* partial, float* tops) const {
-    store_sums(o, m, l, threadIdx.x / 32 * RT, partial, tops,
-               [](int j, int c) { return dim_of(j, c); });
+    sums.store(partial, tops, [](int c, int r) { return dim_of(c, r); });
   }
 };
 

@@ -6,8 +6,8 @@ namespace tokops {
 namespace paged {
 namespace {
 
-constexpr int kBlocksPerSm = 8;                     // a few waves, so that ragged lengths even out
-constexpr int kStreamBlocks = 3, kStreamWaves = 4;  // resident on a multiprocessor; waves of them
+constexpr int kBlocksPerSm = 8;  // a few waves, so that ragged lengths even out
+constexpr int kStreamWaves = 4;
 
 int multiprocessors() {
   int device = 0, count = 0;
@@ -46,6 +46,7 @@ Plan plan_rows(const PagedDecode& p, const char* op, bool may_stream) {
   Plan plan{};
   plan.op = op;
   plan.p = p;
+  plan.page_shift = shift_of(p.P);
   const int per_kv = p.Hq / p.Hkv;
   plan.lists_t = p.selected && p.sel_rows > 1 ? p.T : 1;
   plan.lists_g = p.selected && p.sel_heads > p.Hkv ? per_kv : 1;
@@ -53,7 +54,7 @@ Plan plan_rows(const PagedDecode& p, const char* op, bool may_stream) {
   plan.streamed =
       may_stream && p.dtype != DType::f32 && p.D <= 128 && heads * tokens <= kStreamRows;
   if (plan.streamed) {
-    plan.row_tile = kStreamRows;
+    plan.row_tile = heads * tokens <= 8 ? 8 : kStreamRows;
     plan.warps_m = 1;
   } else {
     choose_tiles(plan, heads * tokens);
@@ -119,9 +120,9 @@ constexpr int kManySplits = 16;     // fewer need no more than kThreads
 struct Weights {
   float top, total;
 };
-__device__ Weights weigh_splits(const Plan& plan, int64_t row, int live, float* weights) {
+__device__ Weights weigh_splits(const Plan& plan, int64_t row, float* weights) {
   __shared__ float tops[kMergeThreads / 32], totals[kMergeThreads / 32];
-  const int warps = blockDim.x / 32, warp = threadIdx.x / 32;
+  const int warps = blockDim.x / 32, warp = threadIdx.x / 32, live = plan.splits;
   const float* part_top = plan.part_top + row * plan.splits;
   const float* part_total = plan.part_total + row * plan.splits;
   float top = -INFINITY, total = 0.f;
@@ -144,45 +145,47 @@ __device__ Weights weigh_splits(const Plan& plan, int64_t row, int live, float* 
 }
 
 // One block merges the splits of one row. Threads are slices of D / 4 lanes; a slice takes every so
-// many splits.
+// many splits, the first few of them while the weights are made.
 template <class T>
 __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const Plan plan) {
   __shared__ float weights[kMaxSplits], sums[kMergeThreads * 4], turned[256];
+  constexpr int kEarly = 4;
   const PagedDecode& p = plan.p;
   const int64_t row = blockIdx.x;
-  const int h = row % p.Hq, per_kv = p.Hq / p.Hkv, t = row / p.Hq % p.T;
-  int64_t group = row / p.Hq / p.T * plan.lists_t + (plan.lists_t > 1 ? t : 0);
-  group = (group * p.Hkv + h / per_kv) * plan.lists_g + (plan.lists_g > 1 ? h % per_kv : 0);
-  int live = plan.splits, rows = p.T;
-  if (!plan.marked) {
-    const Work w = work_of(plan, group, plan.lists_t > 1 ? 0 : t / plan.tokens, 0);
-    live = w.live_splits();
-    rows = w.view.rows;
-  } else {
-    rows = row_view(p, int(row / p.Hq / p.T), h / per_kv).rows;
-  }
-  const Weights all = weigh_splits(plan, row, live, weights);
-
+  const int h = row % p.Hq, t = row / p.Hq % p.T;
+  const RowView view = row_view(p, int(row / p.Hq / p.T), h / (p.Hq / p.Hkv));
   const int lanes = p.D / 4, slices = blockDim.x / lanes;
   const int lane = threadIdx.x % lanes, slice = threadIdx.x / lanes;
-  if (slice < slices) {
-    const float* from = plan.part_out + row * plan.splits * p.D + 4 * lane;
-    float o[4] = {0.f, 0.f, 0.f, 0.f};
+  const int mine = slice < slices ? plan.splits : 0;
+  const float* from = plan.part_out + row * plan.splits * p.D + 4 * lane;
+  const auto part = [&](int s) {
+    return *reinterpret_cast<const Pack<float, 4>*>(from + int64_t(s) * p.D);
+  };
+  Pack<float, 4> early[kEarly];
+#pragma unroll
+  for (int k = 0; k < kEarly; ++k)
+    if (slice + k * slices < mine) early[k] = part(slice + k * slices);
+  const Weights all = weigh_splits(plan, row, weights);
+
+  // An empty split has left nothing and weighs nothing.
+  float o[4] = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll
+  for (int k = 0; k < kEarly; ++k)
+    for (int e = 0; e < 4 && slice + k * slices < mine; ++e)
+      o[e] += weighed(early[k].at[e], weights[slice + k * slices]);
 #pragma unroll 4
-    for (int s = slice; s < live; s += slices) {
-      if (plan.marked && weights[s] == 0.f) continue;  // nothing was written
-      const auto x = *reinterpret_cast<const Pack<float, 4>*>(from + int64_t(s) * p.D);
-      for (int e = 0; e < 4; ++e) o[e] += weighed(x.at[e], weights[s]);
-    }
-    for (int e = 0; e < 4; ++e) sums[slice * p.D + 4 * lane + e] = o[e];
+  for (int s = slice + kEarly * slices; s < mine; s += slices) {
+    const auto x = part(s);
+    for (int e = 0; e < 4; ++e) o[e] += weighed(x.at[e], weights[s]);
   }
+  for (int e = 0; e < 4 && mine > 0; ++e) sums[slice * p.D + 4 * lane + e] = o[e];
   __syncthreads();  // all slices are written
-  const Closing c = close_row(p, t < rows, h, all.top, all.total);
+  const Closing c = close_row(p, t < view.rows, h, all.top, all.total);
   for (int d = threadIdx.x; d < p.D; d += blockDim.x) {
-    float o = 0.f;
-    for (int s = 0; s < slices; ++s) o += sums[s * p.D + d];
-    if (p.rotate) turned[d] = weighed(o, c.gain);
-    if (!p.rotate) static_cast<T*>(p.out)[row * p.D + d] = from_float<T>(weighed(o, c.gain));
+    float sum = 0.f;
+    for (int s = 0; s < slices; ++s) sum += sums[s * p.D + d];
+    if (p.rotate) turned[d] = weighed(sum, c.gain);
+    if (!p.rotate) static_cast<T*>(p.out)[row * p.D + d] = from_float<T>(weighed(sum, c.gain));
     if (d == 0) p.lse[row] = c.lse;
   }
   if (!p.rotate) return;

@@ -13,8 +13,8 @@ namespace tokops::paged {
 inline constexpr int kWarps = 4, kThreads = 32 * kWarps;
 inline constexpr int kChunk = 64;  // a split starts at a multiple of this many keys
 inline constexpr int kMaxSplits = 1024;
-inline constexpr int kStreamRows =
-    16;  // a streamed plan's rows per block, one tile of the tensor cores
+inline constexpr int kStreamRows = 16;   // of a streamed plan's block, at most
+inline constexpr int kStreamBlocks = 3;  // of a streamed plan on a multiprocessor
 inline constexpr float kLog2e = 1.4426950408889634f, kRootHalf = 0.70710678118654752f;
 
 // Host-made launch shape. A group is all rows that read one list of keys; a block takes a run of
@@ -30,8 +30,7 @@ struct Plan {
   int lists_t,
       lists_g;  // groups per sequence along the tokens, and per KV head along its query heads
   bool vector_k, vector_v;
-  bool marked;  // a split without keys leaves a maximum of -inf instead of nothing: the merge need
-                // not find its keys
+  int page_shift;  // P = 1 << page_shift, or -1
   // Per row and split: the sum of values [D], and what it is relative to, maximum and total. Not an
   // lse, which would lose the total next to a maximum of FLT_MAX.
   float *part_out, *part_top, *part_total;
@@ -50,6 +49,11 @@ void run_simt(const Plan& plan, const Queue& q);     // any dtype, row_tile 1, 4
 void run_mma(const Plan& plan, const Queue& q);      // bf16 and f16, row_tile 16
 void run_streams(const Plan& plan, const Queue& q);  // bf16 and f16, streamed
 
+inline int shift_of(int n) {
+  int shift = 0;
+  while (n >> shift > 1) ++shift;
+  return n > 0 && n == 1 << shift ? shift : -1;
+}
 inline int padded_dim(int d) { return d <= 64 ? 64 : d <= 128 ? 128 : 256; }
 
 namespace {
@@ -85,7 +89,6 @@ struct Work {
   int begin, end;
   int chunk;  // indices per split
   __device__ int rows() const { return (t1 - t0) * heads; }
-  __device__ int live_splits() const { return (end - begin + chunk - 1) / chunk; }
 };
 
 // Indices [begin, end) of the keys of one split, or of one team's share of it.
@@ -97,6 +100,10 @@ struct Span {
 __device__ inline int split_size(int n, int splits) {
   const int each = (n + splits - 1) / splits;
   return each <= kChunk ? kChunk : (each + kChunk - 1) / kChunk * kChunk;
+}
+
+__device__ __forceinline__ int page_of(int pos, int P, int shift) {
+  return shift >= 0 ? pos >> shift : pos / P;
 }
 
 // The rows of a block and the list they read, without keys.

@@ -40,7 +40,6 @@ struct SimtMath {
     }
   }
 
-  __device__ void hold() {}
   __device__ void reset() {
 #pragma unroll
     for (int r = 0; r < RT; ++r) {

@@ -7,7 +7,7 @@ namespace {
 
 // Where one key of a tile lies; position -1 where there is none.
 struct Slot {
-  int64_t k, v;  // element offsets into the pools
+  int64_t k, v;  // byte offsets into the pools
   int pos;
 };
 
@@ -73,7 +73,7 @@ struct PageStream {
     if (!Shape::finds() || i >= span.end) return f;
     const int pos = w.list ? w.list[i] : i;
     if (pos < 0 || pos >= w.view.length) return f;
-    const int page_index = pos / plan.p.P;
+    const int page_index = page_of(pos, plan.p.P, plan.page_shift);
     return {pos, pos - page_index * plan.p.P,
             plan.p.table[w.b * plan.p.table_b + w.hkv * plan.p.table_h + page_index]};
   }
@@ -84,40 +84,55 @@ struct PageStream {
     int64_t page = f.page;
     page = page < 0 ? 0 : page >= p.pages_in_pool ? p.pages_in_pool - 1 : page;
     slots[n % (NS + 1) * Shape::KT + Shape::found_key()] = {
-        page * p.k_n + w.hkv * p.k_h + f.offset * p.k_p,
-        page * p.v_n + w.hkv * p.v_h + f.offset * p.v_p, f.pos};
+        (page * p.k_n + w.hkv * p.k_h + f.offset * p.k_p) * int(sizeof(T)),
+        (page * p.v_n + w.hkv * p.v_h + f.offset * p.v_p) * int(sizeof(T)), f.pos};
   }
 
-  __device__ void copy_piece(T* dst, const T* pool, int64_t offset, bool live, bool vector) const {
-    const T* src = live ? pool + offset : pool;
-    if (vector) {
-      ptx::cp_async<16>(dst, src, live);
-    } else {
-      for (int e = 0; e < Shape::kPiece; ++e) dst[e] = live ? src[e] : from_float<T>(0.f);
-    }
-  }
-
-  // Starts the copies of tile n. Keys that are not there become zeros: 0 times garbage may be NaN.
+  // Starts the copies of tile n: of a piece of every so many rows. Keys that are not there become
+  // zeros: 0 times garbage may be NaN.
   __device__ void load(int n) const {
     if (span.begin + n * Shape::KT < span.end) {
-      const PagedDecode& p = plan.p;
-      const int piece = Team::rank() % Shape::kPieces;
-      const Slot* s = slots_of(n);
-      if (piece * Shape::kPiece < p.D) {
-#pragma unroll 4
-        for (int j = Team::rank() / Shape::kPieces; j < Shape::KT;
-             j += Team::kSize / Shape::kPieces) {
-          const bool live = s[j].pos >= 0;
-          const int at = Shape::at(j, piece), column = piece * Shape::kPiece;
-          copy_piece(keys(n) + at, static_cast<const T*>(p.k), s[j].k + column, live,
-                     plan.vector_k);
-          if (p.v)
-            copy_piece(values(n) + at, static_cast<const T*>(p.v), s[j].v + column, live,
-                       plan.vector_v);
-        }
-      }
+      if (!plan.vector_k || (plan.p.v && !plan.vector_v))
+        copy_elements(n);
+      else if (plan.p.v)
+        copy_pieces<true>(n);
+      else
+        copy_pieces<false>(n);
     }
     ptx::cp_async_commit();  // an empty group too: NS - 1 groups are always in flight
+  }
+  static constexpr int kRows = Team::kSize / Shape::kPieces;  // copied at a time
+  template <bool kValues>
+  __device__ __forceinline__ void copy_pieces(int n) const {
+    const int piece = Team::rank() % Shape::kPieces, first = Team::rank() / Shape::kPieces;
+    if (piece * Shape::kPiece >= plan.p.D) return;
+    const char* k = static_cast<const char*>(plan.p.k) + piece * 16;
+    const char* v = static_cast<const char*>(plan.p.v) + piece * 16;
+    const Slot* s = slots_of(n) + first;
+    const ptx::Shared to = ptx::shared_at(keys(n));
+#pragma unroll
+    for (int i = 0; i < Shape::KT / kRows; ++i) {
+      const Slot from = s[i * kRows];
+      const int at = Shape::at(first + i * kRows, piece) * int(sizeof(T));
+      ptx::cp_async<16>(to + at, k + from.k, from.pos >= 0);
+      if (kValues)
+        ptx::cp_async<16>(to + at + Shape::kElements * int(sizeof(T)), v + from.v, from.pos >= 0);
+    }
+  }
+  __device__ void copy_elements(int n) const {
+#pragma unroll 1
+    for (int i = Team::rank(); i < Shape::KT * plan.p.D; i += Team::kSize) {
+      const int j = i / plan.p.D, d = i - j * plan.p.D;
+      const Slot from = slots_of(n)[j];
+      const int at = Shape::at(j, d / Shape::kPiece) + d % Shape::kPiece;
+      const T zero = from_float<T>(0.f);
+      const auto element = [&](const void* pool, int64_t offset) {
+        const char* x = static_cast<const char*>(pool) + offset;
+        return from.pos >= 0 ? reinterpret_cast<const T*>(x)[d] : zero;
+      };
+      keys(n)[at] = element(plan.p.k, from.k);
+      if (plan.p.v) values(n)[at] = element(plan.p.v, from.v);
+    }
   }
 
   __device__ void start() {

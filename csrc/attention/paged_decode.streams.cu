@@ -1,4 +1,4 @@
-#include "attention/paged_decode.mma.cuh"
+#include "attention/paged_decode.flip.cuh"
 #include "attention/paged_decode.stream.cuh"
 
 namespace tokops::paged {
@@ -10,7 +10,10 @@ void run_streams(const Plan& plan, const Queue& q) {
     using T = typename decltype(tag)::type;
     dispatch_int<64, 128>(padded_dim(plan.p.D), [&](auto dim) {
       using Shape = Tile<T, dim, 2048 / dim, 2, WarpTeam>;
-      launch_decode<MmaMath<Shape>, PageStream<Shape>>(plan, q);
+      if (plan.row_tile == 8)
+        launch_decode<FlipMath<Shape, 1>, PageStream<Shape>>(plan, q);
+      else
+        launch_decode<FlipMath<Shape, 2>, PageStream<Shape>>(plan, q);
     });
   });
 }

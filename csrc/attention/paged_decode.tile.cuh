@@ -263,7 +263,7 @@ __device__ __forceinline__ bool sum_split(const typename Stream::Plan& plan, con
     rows[r] = r < w.rows() ? Row{t, row_position(p, w.view, w.b, t)} : Row{p.T, 0};
   }
   Math math(plan, w, reinterpret_cast<typename Math::Q*>(shared + layout.queries), rows, stream);
-  if (Math::kHeld) math.hold();
+  if constexpr (Math::kHeld) math.hold();
   stream.clear_padding();
   float* staged = p.scores
                       ? reinterpret_cast<float*>(shared + layout.scores + team * layout.team_scores)
@@ -291,7 +291,7 @@ __device__ Work begin_block(const typename Stream::Plan& plan, Span* span) {
   if (p.scores && !Stream::kPacked) fill_unseen(plan, w);
   *span = Stream::span_of(plan, w);
   const bool empty = span->begin >= span->end && (plan.splits > 1 || !p.out);
-  if (empty && plan.marked) mark_empty(plan, w);
+  if (empty && p.out) mark_empty(plan, w);
   if (empty) *span = {0, -1};
   return w;
 }

@@ -4,17 +4,31 @@
 
 namespace tokops::ptx {
 
+// ---- Shared memory by its own addresses: of 32 bits, made once, and then moved by bytes. ----
+
+#if defined(TOKOPS_CUDA_SIM_KERNEL)
+using Shared = const unsigned char*;
+#else
+using Shared = uint32_t;
+#endif
+__device__ __forceinline__ Shared shared_at(const void* x) {
+#if defined(TOKOPS_CUDA_SIM_KERNEL)
+  return static_cast<Shared>(x);
+#else
+  return uint32_t(__cvta_generic_to_shared(x));
+#endif
+}
+
 // ---- Asynchronous copies, global to shared. They land at cp_async_wait, not before. ----
 
 // Copies Bytes (4, 8 or 16, both addresses aligned to it); where `real` is false, writes zeros and
 // reads nothing.
 template <int Bytes = 16>
-__device__ __forceinline__ void cp_async(void* shared, const void* global, bool real = true) {
+__device__ __forceinline__ void cp_async(Shared to, const void* global, bool real = true) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
 #if defined(TOKOPS_CUDA_SIM_KERNEL)
-  sim::async_copy(shared, global, Bytes, real);
+  sim::async_copy(const_cast<unsigned char*>(to), global, Bytes, real);
 #else
-  const uint32_t to = uint32_t(__cvta_generic_to_shared(shared));
   const int bytes = real ? Bytes : 0;
   if constexpr (Bytes == 16) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes)
@@ -25,6 +39,11 @@ __device__ __forceinline__ void cp_async(void* shared, const void* global, bool 
                  : "memory");
   }
 #endif
+}
+
+template <int Bytes = 16>
+__device__ __forceinline__ void cp_async(void* to, const void* global, bool real = true) {
+  cp_async<Bytes>(shared_at(to), global, real);
 }
 
 // Closes the group of copies that this thread has issued since the last commit.
@@ -52,21 +71,21 @@ __device__ __forceinline__ void cp_async_wait() {
 // Loads four tiles. Lane 8 i + r gives the 16-byte aligned shared address of row r of tile i; the
 // lane then holds of tile i, in fragment[i], the pair at row lane / 4, columns 2 (lane % 4) and
 // + 1.
-__device__ __forceinline__ void ldmatrix_x4(uint32_t (&fragment)[4], const void* row) {
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&fragment)[4], Shared row) {
 #if defined(TOKOPS_CUDA_SIM_KERNEL)
   const auto& rows = sim::gather_rows(row);
   for (int i = 0; i < 4; ++i) fragment[i] = rows[8 * i + sim::lane() / 4].word[sim::lane() % 4];
 #else
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
-               : "r"(uint32_t(__cvta_generic_to_shared(row)))
+               : "r"(row)
                : "memory");
 #endif
 }
 
 // The same, each tile transposed: the lane gets the pair at rows 2 (lane % 4) and + 1, column lane
 // / 4.
-__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&fragment)[4], const void* row) {
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&fragment)[4], Shared row) {
 #if defined(TOKOPS_CUDA_SIM_KERNEL)
   const auto& rows = sim::gather_rows(row);
   const int r = 2 * (sim::lane() % 4), c = sim::lane() / 4;
@@ -75,8 +94,30 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&fragment)[4], const
 #else
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
-               : "r"(uint32_t(__cvta_generic_to_shared(row)))
+               : "r"(row)
                : "memory");
+#endif
+}
+
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&fragment)[4], const void* row) {
+  ldmatrix_x4(fragment, shared_at(row));
+}
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&fragment)[4], const void* row) {
+  ldmatrix_x4_trans(fragment, shared_at(row));
+}
+
+// An 8 x 8 tile, of which the lane holds the pair at row lane / 4, columns 2 (lane % 4) and + 1,
+// transposed.
+__device__ __forceinline__ uint32_t transpose(uint32_t pair) {
+#if defined(TOKOPS_CUDA_SIM_KERNEL)
+  const auto& warp = sim::gather(pair, "transpose");
+  const int r = 2 * (sim::lane() % 4), c = sim::lane() / 4;
+  const auto half = [&](int row) { return warp[4 * row + c / 2] >> 16 * (c % 2) & 0xffff; };
+  return half(r) | half(r + 1) << 16;
+#else
+  uint32_t d;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(pair));
+  return d;
 #endif
 }
 
