@@ -8,6 +8,23 @@
 namespace tokops::paged {
 namespace {
 
+// Scales and zeros of a value and the one four keys on, in float16.
+struct alignas(8) GridPair {
+  uint32_t scale, zero;
+  __device__ static int of(int key) { return key / 8 * 4 + key % 4; }
+  __device__ void put(int key, const Grid& g) {
+    const uint32_t both = ptx::pack_halves(g.scale, g.zero);
+    auto* halves = reinterpret_cast<uint16_t*>(this) + key / 4 % 2;
+    halves[0] = uint16_t(both);
+    halves[2] = uint16_t(both >> 16);
+  }
+  __device__ Grid get(int key) const {
+    const int shift = key / 4 % 2 * 16;
+    return {__half2float(__ushort_as_half(uint16_t(scale >> shift))),
+            __half2float(__ushort_as_half(uint16_t(zero >> shift)))};
+  }
+};
+
 // NS tiles of a part in a ring, the one at work included. kCodes: both sides are packed, and
 // come with grids; else both are full, in the layout of Shape.
 template <class Shape, bool kCodes>
@@ -36,9 +53,9 @@ struct WarpStream {
     if (plan.p.rotate) turn_queries();
   }
 
-  // A warp's ring, then grids [2 sides, KT, plan.groups].
+  // A warp's ring, then key_grids [KT, groups], then value_grids [groups, KT / 2].
   __host__ __device__ static int data_bytes(const PackedPlan& plan) {
-    return kStreamRing + kCodeKeys * 2 * plan.groups * int(sizeof(Grid));
+    return kStreamRing + kCodeKeys * plan.groups * int(sizeof(Grid) + sizeof(GridPair) / 2);
   }
   __device__ static Work work(const PackedPlan& plan, int64_t group, int block, int split) {
     return work_of(plan, group, block, split);
@@ -81,8 +98,9 @@ struct WarpStream {
   __device__ const T* keys(int n) const { return reinterpret_cast<const T*>(bytes(n, 0)); }
   __device__ const T* values(int n) const { return reinterpret_cast<const T*>(bytes(n, 1)); }
   __device__ PackedSlot* slots_of(int n) const { return slots + n % (NS + 1) * KT; }
-  __device__ Grid* grids(int s) const {
-    return reinterpret_cast<Grid*>(data + kStreamRing) + s * KT * plan.groups;
+  __device__ Grid* key_grids() const { return reinterpret_cast<Grid*>(data + kStreamRing); }
+  __device__ GridPair* value_grids() const {
+    return reinterpret_cast<GridPair*>(key_grids() + KT * plan.groups);
   }
 
   __device__ PackedSlot find(int n) const {
@@ -169,21 +187,26 @@ struct WarpStream {
   // none, its value is zero as that of a key that is not there.
   __device__ void place(int n) const {
     if (!kCodes || !has(n)) return;
-    const bool live = slots_of(n)[Team::rank()].pos >= 0;
+    const int key = Team::rank();
+    const bool live = slots_of(n)[key].pos >= 0;
 #pragma unroll
     for (int s = 0; s < 2; ++s) {
       const Side& x = side(s);
       const int groups = packing(s).groups;
-      const float norm =
-          x.norm ? __half2float(__ushort_as_half(uint16_t(norms_ahead >> 16 * s))) : 1.f;
-      const bool void_value = s == 1 && norm != norm;
+      float norm = 1.f;
+      if (x.norm) norm = __half2float(__ushort_as_half(uint16_t(norms_ahead >> 16 * s)));
 #pragma unroll
       for (int g = 0; g < (kCodes ? kGroups : 0); ++g) {
         if (g >= groups) continue;
         Grid grid = grid_of(x, grids_ahead[s][g] & 0xffff, grids_ahead[s][g] >> 16);
-        grid.zero += middle_of(x.codec) * grid.scale;
-        grids(s)[Team::rank() * groups + g] =
-            live && !void_value ? Grid{grid.scale * norm, grid.zero * norm} : Grid{0.f, 0.f};
+        grid = live && (s == 0 || norm == norm) ? Grid{grid.scale * norm, grid.zero * norm}
+                                                : Grid{0.f, 0.f};
+        if (s == 0) {
+          if (has_offset(x.codec)) grid.zero -= kOffset * grid.scale;
+          key_grids()[key * groups + g] = grid;
+        } else {
+          value_grids()[g * KT / 2 + GridPair::of(key)].put(key, grid);
+        }
       }
     }
   }
@@ -228,16 +251,25 @@ struct CodeMath {
   const Work& w;
   const Row* rows;
   const __half* queries;  // [rows, DP], zero where there is no row
-  const Grid* grids;      // of keys, then those of values
+  const Grid* key_grids;
+  const GridPair* value_grids;
   int lane;
   uint32_t held[kTiles][DP / 16][2];
   float q_sums[kTiles][kBlocks][2];  // of the lane's columns, over a block of dimensions
-  FlipSums<kTiles, DP / 16> sums;
+  // Of every 64 dimensions, one sum more: what zeros, and the offset of codes, have added up to.
+  static constexpr int kSums = DP / 16;
+  FlipSums<kTiles, kSums + DP / 64> sums;
 
   template <class Stream>
   __device__ CodeMath(const PackedPlan& plan, const Work& w, __half* q, const Row* rows,
                       const Stream& stream)
-      : plan(plan), w(w), rows(rows), queries(q), grids(stream.grids(0)), lane(threadIdx.x % 32) {
+      : plan(plan),
+        w(w),
+        rows(rows),
+        queries(q),
+        key_grids(stream.key_grids()),
+        value_grids(stream.value_grids()),
+        lane(threadIdx.x % 32) {
     for (int i = threadIdx.x; i < RT * DP; i += kThreads) {
       const int r = i / DP;
       q[i] = from_float<__half>(r < w.rows() ? stream.query(r, i % DP) : 0.f);
@@ -284,7 +316,13 @@ struct CodeMath {
 #pragma unroll 1
     for (int key0 = 0; key0 < Shape::KT && key0 < v.count; key0 += kSub) {
       float s[kTiles][4] = {};
-      with_words(part.k.codec, [&](auto words) { dot(words, v.keys, key0, s); });
+      const Packing* packing = plan.packing[w.part];
+      with_words(part.k.codec, [&](auto words) {
+        if (2 * packing[0].groups == kBlocks)
+          dot<2>(words, v.keys, key0, s);  // groups of 64 dimensions are the usual case
+        else
+          dot<1>(words, v.keys, key0, s);
+      });
       to_logits<4 * kTiles>(
           plan.p, w, rows, v, v.scores,
           [&](int i) {
@@ -296,119 +334,147 @@ struct CodeMath {
       if constexpr (kExact)
         add_values_exactly(part.v.codec, v.values, key0, s);
       else
-        with_words(part.v.codec, [&](auto words) { add_values(words, v.values, key0, s); });
+        with_words(part.v.codec, [&](auto words) {
+          if (2 * packing[1].groups <= kBlocks)
+            add_values<true>(words, v.values, key0, s);
+          else
+            add_values<false>(words, v.values, key0, s);
+        });
     }
   }
 
-  // s += q . k: sums of products with codes get scale and zero once per group of dimensions.
-  template <class Words>
+  // s += q . k: sums of products with codes get scale and zero once per kPer blocks of dimensions.
+  template <int kPer, class Words>
   __device__ __forceinline__ void dot(Words, const unsigned char* keys, int key0,
                                       float (&s)[kTiles][4]) const {
     const int lane = ptx::opaque(this->lane);
     const int chunks = Words::chunks(DP), mine = key_at(lane / 4);
     const int turn = turn_of(Words::kBits == 8, chunks, mine);
     const unsigned char* row = keys + (key0 + mine) * chunks * 16;
-    const int groups = plan.packing[w.part][0].groups, per = kBlocks / groups;
-    const Grid* grid = grids + (key0 + mine) * groups;
-    float part[kTiles][4], q_sum[kTiles][2];
+    const int groups = plan.packing[w.part][0].groups;
+    const Grid* grid = key_grids + (key0 + mine) * groups;
 #pragma unroll
-    for (int b = 0; b < kBlocks; ++b) {
-      if ((b & (per - 1)) == 0) {
+    for (int first = 0; first < kBlocks; first += kPer) {
+      float part[kTiles][4] = {}, q_sum[kTiles][2] = {};
 #pragma unroll
-        for (int j = 0; j < kTiles; ++j) {
-          q_sum[j][0] = q_sum[j][1] = 0.f;
-          part[j][0] = part[j][1] = part[j][2] = part[j][3] = 0.f;
+      for (int b = first; b < first + kPer; ++b) {
+        uint32_t raw[2][2];  // of both keys
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          Words::load(row + i * 8 * chunks * 16, turn, b, lane % 4, raw[i]);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const uint32_t low = Words::bytes(raw[0], h, lane % 4);
+          const uint32_t high = Words::bytes(raw[1], h, lane % 4);
+          const uint32_t k[4] = {Words::template pair<0, 2>(low), Words::template pair<0, 2>(high),
+                                 Words::template pair<1, 3>(low), Words::template pair<1, 3>(high)};
+#pragma unroll
+          for (int j = 0; j < kTiles; ++j) ptx::mma_16816<__half>(part[j], k, held[j][2 * b + h]);
         }
-      }
-      uint32_t raw[2][2];  // of both keys
-#pragma unroll
-      for (int i = 0; i < 2; ++i) Words::load(row + i * 8 * chunks * 16, turn, b, lane % 4, raw[i]);
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const uint32_t low = Words::bytes(raw[0], h, lane % 4);
-        const uint32_t high = Words::bytes(raw[1], h, lane % 4);
-        const uint32_t k[4] = {Words::template pair<0, 2>(low), Words::template pair<0, 2>(high),
-                               Words::template pair<1, 3>(low), Words::template pair<1, 3>(high)};
-#pragma unroll
-        for (int j = 0; j < kTiles; ++j) ptx::mma_16816<__half>(part[j], k, held[j][2 * b + h]);
-      }
-#pragma unroll
-      for (int j = 0; j < kTiles; ++j)
-#pragma unroll
-        for (int i = 0; i < 2; ++i) q_sum[j][i] += q_sums[j][b][i];
-      if ((b & (per - 1)) == per - 1) {
-        const Grid low = *grid, high = grid[8 * groups];
-        ++grid;
 #pragma unroll
         for (int j = 0; j < kTiles; ++j)
 #pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const Grid g = e < 2 ? low : high;
-            s[j][e] += part[j][e] * g.scale + q_sum[j][e % 2] * g.zero;
-          }
+          for (int i = 0; i < 2; ++i) q_sum[j][i] += q_sums[j][b][i];
       }
+      const int at = kPer == 2 ? first / 2 : first * groups / kBlocks;
+      const Grid low = grid[at], high = grid[8 * groups + at];
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const Grid g = e < 2 ? low : high;
+          s[j][e] += part[j][e] * g.scale + q_sum[j][e % 2] * g.zero;
+        }
     }
   }
 
-  __device__ const Grid* value_grids(int key) const {
-    return grids + Shape::KT * plan.groups + key * plan.packing[w.part][1].groups;
-  }
-  // Scale and zero of keys `key` and key + 4, paired.
-  struct GridPair {
-    uint32_t scale, zero;
+  // Scale and zero of the values of keys t, t + 4 and t + 8, t + 12, t = key, in a block.
+  struct Grids {
+    GridPair low, high;
   };
-  __device__ static GridPair grid_pair(const Grid& first, const Grid& second) {
-    return {ptx::pack_halves(first.scale, second.scale), ptx::pack_halves(first.zero, second.zero)};
+  __device__ Grids grids_at(int key, int block) const {
+    const int groups = plan.packing[w.part][1].groups;
+    const GridPair* at = value_grids + block * groups / kBlocks * (Shape::KT / 2);
+    return {at[GridPair::of(key)], at[GridPair::of(key) + 4]};
   }
 
-  template <class Words>
+  // kShared: all of 64 dimensions share a scale. Weights then take scales on, and zeros and the
+  // offset of codes have a sum of their own; else values do.
+  template <bool kShared, class Words>
   __device__ __forceinline__ void add_values(Words, const unsigned char* values, int key0,
                                              const float (&s)[kTiles][4]) {
     const int lane = ptx::opaque(this->lane);
     const int chunks = Words::chunks(DP), row = chunks * 16, t = lane % 4, quad = lane / 4 % 4;
-    const int groups = plan.packing[w.part][1].groups;
     const unsigned char* from = values + (key0 + t) * row;
     const int turns[2] = {turn_of(Words::kBits == 8, chunks, t),
                           turn_of(Words::kBits == 8, chunks, t + 4)};
-    uint32_t weights[kTiles][2];
+    uint32_t weights[kTiles][2], scaled[kTiles][2];
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) as_operand<__half>(s[j], weights[j]);
 #pragma unroll
     for (int half = 0; half < DP / 64; ++half) {
-      const int b = 2 * half + lane / 16;
+      const int block = 2 * half + lane / 16;
+      const Grids g = grids_at(key0 + t, kShared ? 2 * half : block);
+#pragma unroll
+      for (int j = 0; j < kTiles && kShared; ++j)
+        take_scales<Words>(weights[j], g, scaled[j], sums.o[j][kSums + half]);
       uint32_t raw[4][2];  // of keys t, 4 + t, 8 + t, 12 + t
 #pragma unroll
-      for (int k = 0; k < 4; ++k) Words::load(from + k * 4 * row, turns[k % 2], b, quad, raw[k]);
-      const Grid* at = value_grids(key0 + t) + b * groups / kBlocks;
-      const GridPair low = grid_pair(at[0], at[4 * groups]),
-                     high = grid_pair(at[8 * groups], at[12 * groups]);
+      for (int k = 0; k < 4; ++k)
+        Words::load(from + k * 4 * row, turns[k % 2], block, quad, raw[k]);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         uint32_t x[2][4];
-        spread<Words>(Words::bytes(raw[0], h, quad), Words::bytes(raw[1], h, quad), low, x[0]);
-        spread<Words>(Words::bytes(raw[2], h, quad), Words::bytes(raw[3], h, quad), high, x[1]);
+        spread<Words>(Words::bytes(raw[0], h, quad), Words::bytes(raw[1], h, quad), x[0]);
+        spread<Words>(Words::bytes(raw[2], h, quad), Words::bytes(raw[3], h, quad), x[1]);
+        if (!kShared) decode<Words>(x, g);
 #pragma unroll
         for (int i = 0; i < 4; i += 2) {
           const uint32_t a[4] = {x[0][i], x[0][i + 1], x[1][i], x[1][i + 1]};
 #pragma unroll
           for (int j = 0; j < kTiles; ++j)
-            ptx::mma_16816<__half>(sums.o[j][half * 4 + h * 2 + i / 2], a, weights[j]);
+            ptx::mma_16816<__half>(sums.o[j][half * 4 + h * 2 + i / 2], a,
+                                   kShared ? scaled[j] : weights[j]);
         }
       }
     }
   }
-  // The values of four dimensions, of two keys in pairs.
+  // The codes of four dimensions, of two keys in pairs.
   template <class Words>
-  __device__ static void spread(uint32_t first, uint32_t second, const GridPair& g,
-                                uint32_t (&x)[4]) {
+  __device__ static void spread(uint32_t first, uint32_t second, uint32_t (&x)[4]) {
     const uint32_t low = __byte_perm(first, second, 0x5140),
                    high = __byte_perm(first, second, 0x7362);
     x[0] = Words::template pair<0, 1>(low);
     x[1] = Words::template pair<2, 3>(low);
     x[2] = Words::template pair<0, 1>(high);
     x[3] = Words::template pair<2, 3>(high);
+  }
+  // Weights times scales; `rest` gains the weights times zeros, less the codes' offset.
+  template <class Words>
+  __device__ __forceinline__ static void take_scales(const uint32_t (&weights)[2], const Grids& g,
+                                                     uint32_t (&scaled)[2], float (&rest)[4]) {
+    constexpr uint32_t kOne = 0x3c003c00u;
+    const uint32_t zeros[2] = {ptx::multiply_halves(weights[0], g.low.zero),
+                               ptx::multiply_halves(weights[1], g.high.zero)};
+    scaled[0] = ptx::multiply_halves(weights[0], g.low.scale);
+    scaled[1] = ptx::multiply_halves(weights[1], g.high.scale);
+    ptx::mma_16816<__half>(rest, {kOne, kOne, kOne, kOne}, zeros);
+    if constexpr (!Words::kFp8)
+      ptx::mma_16816<__half>(rest, {kMinusOffset, kMinusOffset, kMinusOffset, kMinusOffset},
+                             scaled);
+  }
+  // Codes become values.
+  template <class Words>
+  __device__ static void decode(uint32_t (&x)[2][4], const Grids& g) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) x[i] = ptx::fma_halves(x[i], g.scale, g.zero);
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (!Words::kFp8) {
+        x[0][i] = ptx::add_halves(x[0][i], kMinusOffset);
+        x[1][i] = ptx::add_halves(x[1][i], kMinusOffset);
+      }
+      x[0][i] = ptx::fma_halves(x[0][i], g.low.scale, g.low.zero);
+      x[1][i] = ptx::fma_halves(x[1][i], g.high.scale, g.high.zero);
+    }
   }
 
   // Dimension of row r of sum c.
@@ -426,7 +492,6 @@ struct CodeMath {
       // Key 8 i + t + 4 e is at row 2 t + e.
       const int from = k % 4 * 2 + k / 4 % 2;
       const CodeRow at{codec, values + (key0 + k) * row, row / 16, k};
-      const Grid* grid = value_grids(key0 + k);
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
         float weight[2];
@@ -436,7 +501,9 @@ struct CodeMath {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             const int d = dim_of(c, lane / 4 + half * 8);
-            const Grid g = grid[d / kPackBlock * groups / kBlocks];
+            const int group = d / kPackBlock * groups / kBlocks;
+            const Grid g =
+                value_grids[group * (Shape::KT / 2) + GridPair::of(key0 + k)].get(key0 + k);
             const float x = at.number(d) * g.scale + g.zero;
 #pragma unroll
             for (int i = 0; i < 2; ++i)
@@ -446,8 +513,14 @@ struct CodeMath {
     }
   }
 
-  __device__ void store(float* partial, float* tops) const {
-    sums.store(partial, tops, [](int c, int r) { return dim_of(c, r); });
+  __device__ void store(float* partial, float* tops) {
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+      for (int c = 0; c < kSums; ++c)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sums.o[j][c][e] += sums.o[j][kSums + c / 4][e];
+    sums.template store<kSums>(partial, tops, [](int c, int r) { return dim_of(c, r); });
   }
 };
 

@@ -16,8 +16,12 @@ __device__ __forceinline__ int turn_of(bool bytes, int chunks, int row) {
 }
 
 // Codes of one kind. A block of 32 dimensions is eight quads: quad i < 4 is dimensions 4 i to
-// 4 i + 3, and quad 4 + i lies 16 further. Integers come less their middle, which place() adds to
-// the zero: small numbers lose less in a sum. e4m3 comes as 2^-8 of its value, see grid_of.
+// 4 i + 3, and quad 4 + i lies 16 further. Integers come as kOffset + code, the float16 that needs
+// no arithmetic; sums of products with them are right by as much. e4m3 comes as 2^-8 of its value,
+// see grid_of.
+inline constexpr float kOffset = 1024.f;
+inline constexpr uint32_t kMinusOffset = 0xe400e400u;  // twice, in float16
+__device__ __forceinline__ bool has_offset(Codec c) { return c != Codec::e4m3 && c != Codec::e5m2; }
 template <Codec C>
 struct Words {
   static constexpr bool kFp8 = C == Codec::e4m3 || C == Codec::e5m2;
@@ -50,21 +54,13 @@ struct Words {
     if constexpr (kFp8) {
       const uint32_t x = __byte_perm(word, 0, 0x0404 | kLow << 4 | kHigh << 12);
       return C == Codec::e5m2 ? x : (x & 0x80008000u) | (x & 0x7f007f00u) >> 1;
-    } else {  // 1024 + code, exactly
-      const uint32_t x = __byte_perm(word, 0x64646464u, 0x4040 | kLow | kHigh << 8);
-      return ptx::add_halves(x, kMiddle);
+    } else {
+      return __byte_perm(word, 0x64646464u, 0x4040 | kLow | kHigh << 8);
     }
   }
-  // -1024 - middle, twice.
-  static constexpr uint32_t kMiddle = kBits == 8   ? 0xe480e480u
-                                      : kBits == 4 ? 0xe408e408u
-                                                   : 0xe402e402u;
 };
-__device__ __forceinline__ float middle_of(Codec c) {
-  return c == Codec::int8 ? 128.f : c == Codec::int4 ? 8.f : c == Codec::int2 ? 2.f : 0.f;
-}
 
-// A row of codes one by one, each as Words has it.
+// A row of codes one by one, without an offset.
 struct CodeRow {
   Codec codec;
   const unsigned char* data;
@@ -77,7 +73,7 @@ struct CodeRow {
     if (codec == Codec::e5m2) return __half2float(__ushort_as_half(uint16_t(code << 8)));
     if (codec == Codec::e4m3)
       return __half2float(__ushort_as_half(uint16_t((code & 0x80) << 8 | (code & 0x7f) << 7)));
-    return float(code) - middle_of(codec);
+    return float(code);
   }
 };
 

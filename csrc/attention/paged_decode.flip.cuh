@@ -92,9 +92,9 @@ struct FlipSums {
       weight[i] = __shfl_sync(kFullWarp, second ? s[2 + i] : s[i], from * 4 + threadIdx.x % 4);
   }
 
-  // To partial [kWarps, 8 kTiles, 16 N], and maxima and totals to tops [2, kWarps, 8 kTiles].
-  // dim(c, r) is the dimension of row r of sum c.
-  template <class Dim>
+  // The first kStored sums to partial [kWarps, 8 kTiles, 16 kStored], and maxima and totals to tops
+  // [2, kWarps, 8 kTiles]. dim(c, r) is the dimension of row r of sum c.
+  template <int kStored, class Dim>
   __device__ void store(float* partial, float* tops, Dim dim) const {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
@@ -111,10 +111,10 @@ struct FlipSums {
           tops[kWarps * kTiles * 8 + r] = total;
         }
 #pragma unroll
-        for (int c = 0; c < N; ++c)
+        for (int c = 0; c < kStored; ++c)
 #pragma unroll
           for (int e = i; e < 4; e += 2)
-            partial[r * N * 16 + dim(c, lane / 4 + e / 2 * 8)] = o[j][c][e];
+            partial[r * kStored * 16 + dim(c, lane / 4 + e / 2 * 8)] = o[j][c][e];
       }
   }
 };
@@ -254,7 +254,7 @@ struct FlipMath {
   }
 
   __device__ void store(float* partial, float* tops) const {
-    sums.store(partial, tops, [](int c, int r) { return c * 16 + r; });
+    sums.template store<DP / 16>(partial, tops, [](int c, int r) { return c * 16 + r; });
   }
 };
 

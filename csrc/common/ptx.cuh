@@ -195,6 +195,16 @@ __device__ __forceinline__ uint32_t add_halves(uint32_t a, uint32_t b) {
   return d;
 #endif
 }
+__device__ __forceinline__ uint32_t multiply_halves(uint32_t a, uint32_t b) {
+#if defined(TOKOPS_CUDA_SIM_KERNEL)
+  const auto at = [&](int i) { return sim::half_of<__half>(a, i) * sim::half_of<__half>(b, i); };
+  return pack_two<__half>(at(0), at(1));
+#else
+  uint32_t d;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+#endif
+}
 __device__ __forceinline__ uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
 #if defined(TOKOPS_CUDA_SIM_KERNEL)
   const auto at = [&](int i) {
