@@ -11,7 +11,7 @@ namespace {
 // Scales and zeros of a value and the one four keys on, in float16.
 struct alignas(8) GridPair {
   uint32_t scale, zero;
-  __device__ static int of(int key) { return key / 8 * 4 + key % 4; }
+  __device__ static unsigned of(unsigned key) { return key / 8 * 4 + key % 4; }
   __device__ void put(int key, const Grid& g) {
     const uint32_t both = ptx::pack_halves(g.scale, g.zero);
     auto* halves = reinterpret_cast<uint16_t*>(this) + key / 4 % 2;
@@ -253,7 +253,7 @@ struct CodeMath {
   const __half* queries;  // [rows, DP], zero where there is no row
   const Grid* key_grids;
   const GridPair* value_grids;
-  int lane;
+  unsigned lane;
   uint32_t held[kTiles][DP / 16][2];
   float q_sums[kTiles][kBlocks][2];  // of the lane's columns, over a block of dimensions
   // Of every 64 dimensions, one sum more: what zeros, and the offset of codes, have added up to.
@@ -277,7 +277,7 @@ struct CodeMath {
   }
 
   // Row r of a product's eight keys is this one of them.
-  __device__ static int key_at(int r) { return r / 2 + r % 2 * 4; }
+  __device__ static unsigned key_at(unsigned r) { return r / 2 + r % 2 * 4; }
 
   __device__ void hold() {
     __syncthreads();  // the queries are written
@@ -326,8 +326,8 @@ struct CodeMath {
       to_logits<4 * kTiles>(
           plan.p, w, rows, v, v.scores,
           [&](int i) {
-            return Element{i / 4 * 8 + lane % 4 * 2 + i % 2,
-                           key0 + key_at(lane / 4) + i / 2 % 2 * 8};
+            return Element{i / 4 * 8 + int(lane % 4) * 2 + i % 2,
+                           key0 + int(key_at(lane / 4)) + i / 2 % 2 * 8};
           },
           [&](int i) -> float& { return s[i / 4][i % 4]; });
       sums.weigh(s);
@@ -347,11 +347,11 @@ struct CodeMath {
   template <int kPer, class Words>
   __device__ __forceinline__ void dot(Words, const unsigned char* keys, int key0,
                                       float (&s)[kTiles][4]) const {
-    const int lane = ptx::opaque(this->lane);
-    const int chunks = Words::chunks(DP), mine = key_at(lane / 4);
-    const int turn = turn_of(Words::kBits == 8, chunks, mine);
-    const unsigned char* row = keys + (key0 + mine) * chunks * 16;
-    const int groups = plan.packing[w.part][0].groups;
+    const unsigned lane = ptx::opaque(this->lane), mine = key_at(lane / 4);
+    constexpr unsigned kChunks = Words::chunks(DP), kRow = kChunks * 16;
+    const ptx::Shared start = Words::start(ptx::shared_at(keys) + (key0 + mine) * kRow,
+                                           turn_of(Words::kBits == 8, kChunks, mine), 0, lane % 4);
+    const unsigned groups = plan.packing[w.part][0].groups;
     const Grid* grid = key_grids + (key0 + mine) * groups;
 #pragma unroll
     for (int first = 0; first < kBlocks; first += kPer) {
@@ -360,8 +360,7 @@ struct CodeMath {
       for (int b = first; b < first + kPer; ++b) {
         uint32_t raw[2][2];  // of both keys
 #pragma unroll
-        for (int i = 0; i < 2; ++i)
-          Words::load(row + i * 8 * chunks * 16, turn, b, lane % 4, raw[i]);
+        for (int i = 0; i < 2; ++i) Words::load(start + i * 8 * kRow, b, raw[i]);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           const uint32_t low = Words::bytes(raw[0], h, lane % 4);
@@ -376,7 +375,7 @@ struct CodeMath {
 #pragma unroll
           for (int i = 0; i < 2; ++i) q_sum[j][i] += q_sums[j][b][i];
       }
-      const int at = kPer == 2 ? first / 2 : first * groups / kBlocks;
+      const unsigned at = kPer == 2 ? first / 2 : first * groups / kBlocks;
       const Grid low = grid[at], high = grid[8 * groups + at];
 #pragma unroll
       for (int j = 0; j < kTiles; ++j)
@@ -392,8 +391,8 @@ struct CodeMath {
   struct Grids {
     GridPair low, high;
   };
-  __device__ Grids grids_at(int key, int block) const {
-    const int groups = plan.packing[w.part][1].groups;
+  __device__ Grids grids_at(unsigned key, unsigned block) const {
+    const unsigned groups = plan.packing[w.part][1].groups;
     const GridPair* at = value_grids + block * groups / kBlocks * (Shape::KT / 2);
     return {at[GridPair::of(key)], at[GridPair::of(key) + 4]};
   }
@@ -403,25 +402,25 @@ struct CodeMath {
   template <bool kShared, class Words>
   __device__ __forceinline__ void add_values(Words, const unsigned char* values, int key0,
                                              const float (&s)[kTiles][4]) {
-    const int lane = ptx::opaque(this->lane);
-    const int chunks = Words::chunks(DP), row = chunks * 16, t = lane % 4, quad = lane / 4 % 4;
-    const unsigned char* from = values + (key0 + t) * row;
-    const int turns[2] = {turn_of(Words::kBits == 8, chunks, t),
-                          turn_of(Words::kBits == 8, chunks, t + 4)};
+    const unsigned lane = ptx::opaque(this->lane), t = lane % 4, quad = lane / 4 % 4;
+    constexpr unsigned kChunks = Words::chunks(DP), kRow = kChunks * 16;
+    ptx::Shared starts[2];
+#pragma unroll
+    for (unsigned i = 0; i < 2; ++i)
+      starts[i] = Words::start(ptx::shared_at(values) + (key0 + t + 4 * i) * kRow,
+                               turn_of(Words::kBits == 8, kChunks, t + 4 * i), lane / 16, quad);
     uint32_t weights[kTiles][2], scaled[kTiles][2];
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) as_operand<__half>(s[j], weights[j]);
 #pragma unroll
     for (int half = 0; half < DP / 64; ++half) {
-      const int block = 2 * half + lane / 16;
-      const Grids g = grids_at(key0 + t, kShared ? 2 * half : block);
+      const Grids g = grids_at(key0 + t, kShared ? 2 * half : 2 * half + lane / 16);
 #pragma unroll
       for (int j = 0; j < kTiles && kShared; ++j)
         take_scales<Words>(weights[j], g, scaled[j], sums.o[j][kSums + half]);
       uint32_t raw[4][2];  // of keys t, 4 + t, 8 + t, 12 + t
 #pragma unroll
-      for (int k = 0; k < 4; ++k)
-        Words::load(from + k * 4 * row, turns[k % 2], block, quad, raw[k]);
+      for (int k = 0; k < 4; ++k) Words::load(starts[k % 2] + k / 2 * 8 * kRow, 2 * half, raw[k]);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         uint32_t x[2][4];

@@ -8,8 +8,8 @@ namespace {
 
 // A row's 16-byte chunk c lies at chunk c ^ turn_of(row): then eight rows of one chunk, as keys are
 // read, and four rows of the two chunks that values are read from, lie in different banks.
-__device__ __forceinline__ int turn_of(bool bytes, int chunks, int row) {
-  const int a = row & 1, b = row >> 1 & 1, c = row >> 2 & 1;
+__device__ __forceinline__ unsigned turn_of(bool bytes, unsigned chunks, unsigned row) {
+  const unsigned a = row & 1, b = row >> 1 & 1, c = row >> 2 & 1;
   if (chunks == 8) return a | b << 2 | c << 1;
   if (chunks == 4) return bytes ? b | c << 1 : b << 1 | c;
   return chunks == 2 ? c : 0;
@@ -26,24 +26,25 @@ template <Codec C>
 struct Words {
   static constexpr bool kFp8 = C == Codec::e4m3 || C == Codec::e5m2;
   static constexpr int kBits = C == Codec::int4 ? 4 : C == Codec::int2 ? 2 : 8;
-  static constexpr int kRaw = kBits == 8 ? 2 : 1;  // words that hold quads i and 4 + i
 
-  __device__ static int chunks(int D) { return D * kBits / 128; }
-  __device__ static uint32_t word_at(const unsigned char* row, int turn, int i) {
-    return *reinterpret_cast<const uint32_t*>(row + ((i / 4 ^ turn) * 16 + i % 4 * 4));
+  __device__ static constexpr unsigned chunks(unsigned D) { return D * kBits / 128; }
+  // Where a row, whose chunks lie as `turn` says, has quads i and 4 + i of a block.
+  __device__ static ptx::Shared start(ptx::Shared row, unsigned turn, unsigned block, unsigned i) {
+    if constexpr (kBits == 8) return row + (2 * block ^ turn) * 16 + i * 4;
+    if constexpr (kBits == 4) return row + (block ^ turn) * 16 + i * 4;
+    return row + (block / 2 ^ turn) * 16 + block % 2 * 8 + i % 2 * 4;
   }
-  // The words of quads i and 4 + i of block b.
-  __device__ static void load(const unsigned char* row, int turn, int b, int i,
-                              uint32_t (&raw)[2]) {
+  // The words that hold them, b blocks on: rows are aligned to their size.
+  __device__ static void load(ptx::Shared start, unsigned b, uint32_t (&raw)[2]) {
     if constexpr (kBits == 8) {
-      raw[0] = word_at(row, turn, 8 * b + i);
-      raw[1] = word_at(row, turn, 8 * b + 4 + i);
+      raw[0] = ptx::load_word(ptx::flip(start, b * 32));
+      raw[1] = ptx::load_word(ptx::flip(start, b * 32 + 16));
     } else {
-      raw[0] = word_at(row, turn, kBits == 4 ? 4 * b + i : 2 * b + i % 2);
+      raw[0] = ptx::load_word(ptx::flip(start, kBits == 4 ? b * 16 : b / 2 * 16 + b % 2 * 8));
     }
   }
   // A code per byte: of quad i + 4 h out of such words.
-  __device__ static uint32_t bytes(const uint32_t (&raw)[2], int h, int i) {
+  __device__ static uint32_t bytes(const uint32_t (&raw)[2], unsigned h, unsigned i) {
     if constexpr (kBits == 8) return raw[h];
     if constexpr (kBits == 4) return raw[0] >> 4 * h & 0x0f0f0f0f;
     return raw[0] >> (4 * h + i / 2 * 2) & 0x03030303;

@@ -19,6 +19,24 @@ __device__ __forceinline__ Shared shared_at(const void* x) {
 #endif
 }
 
+__device__ __forceinline__ uint32_t load_word(Shared at) {
+#if defined(TOKOPS_CUDA_SIM_KERNEL)
+  return *reinterpret_cast<const uint32_t*>(at);
+#else
+  uint32_t x;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(at));
+  return x;
+#endif
+}
+// An address with some bits the other way round.
+__device__ __forceinline__ Shared flip(Shared at, uint32_t bits) {
+#if defined(TOKOPS_CUDA_SIM_KERNEL)
+  return reinterpret_cast<Shared>(reinterpret_cast<uintptr_t>(at) ^ bits);
+#else
+  return at ^ bits;
+#endif
+}
+
 // ---- Asynchronous copies, global to shared. They land at cp_async_wait, not before. ----
 
 // Copies Bytes (4, 8 or 16, both addresses aligned to it); where `real` is false, writes zeros and
@@ -177,7 +195,7 @@ __device__ __forceinline__ uint32_t pack_halves(float low, float high) {
 
 // x, of which the compiler no longer knows anything: what depends on it stays inside a loop or a
 // branch, and costs no register outside.
-__device__ __forceinline__ int opaque(int x) {
+__device__ __forceinline__ unsigned opaque(unsigned x) {
 #if !defined(TOKOPS_CUDA_SIM_KERNEL)
   asm volatile("" : "+r"(x));
 #endif
