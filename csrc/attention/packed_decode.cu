@@ -57,11 +57,12 @@ void share_splits(PackedPlan& plan) {
   plan.splits = plan.first_split[plan.n_parts];
 }
 
-// What warps can stream: full rows, and codes with scales of a token in float16.
+// What warps can stream: full rows, and codes with scales of a token in one word beside their
+// zeros.
 bool streams(const Side& x, const PagedDecode& p, int64_t pages) {
   if (x.codec == Codec::full) return true;
   if (pages * x.s_n > UINT32_MAX) return false;
-  return !x.channel && !x.wide_scale && x.group % kPackBlock == 0 && p.D % x.group == 0;
+  return !x.channel && !(x.wide_scale && x.zero) && x.group % kPackBlock == 0 && p.D % x.group == 0;
 }
 bool streams(const PackedDecode& d) {
   bool all = d.base.D == 64 || d.base.D == 128;
@@ -84,7 +85,28 @@ Steps steps_of(const Side& x, const Packing& y, int64_t pages) {
   s.scale_page = uint32_t(x.s_n);
   s.scale_head = uint32_t(x.s_h);
   s.scale_slot = uint32_t(x.s_p);
+  s.scale_group = uint32_t(x.s_g);
+  const auto scales = reinterpret_cast<uintptr_t>(x.scale) | reinterpret_cast<uintptr_t>(x.zero);
+  s.paired = y.groups % 2 == 0 && x.s_g == 1 && !x.wide_scale && scales % 4 == 0 &&
+             (x.s_n | x.s_h | x.s_p) % 2 == 0;
   return s;
+}
+
+// Bytes of the warps' rings, two tiles of codes or of the only kind there is, and tiles in them.
+void place_stream_rings(PackedPlan& plan, const PackedDecode& d) {
+  int codes = 0, full = 0;
+  const auto tile = [&](int i) {
+    const bool is_full = d.parts[i].k.codec == Codec::full;
+    return plan.rings[i].tile * (is_full ? full_keys(d.base.D) : kCodeKeys);
+  };
+  for (int i = 0; i < d.n_parts; ++i) {
+    int& most = d.parts[i].k.codec == Codec::full ? full : codes;
+    if (tile(i) > most) most = tile(i);
+  }
+  plan.stream_ring = codes ? kStreamStages * codes : kStreamStages * full;
+  if (plan.stream_ring < full) plan.stream_ring = full;
+  for (int i = 0; i < d.n_parts; ++i)
+    plan.rings[i].stages = plan.stream_ring / tile(i) < kStreamStages ? 1 : kStreamStages;
 }
 
 // Tiles in the rings that blocks share, and the bytes of all rings.
@@ -118,7 +140,10 @@ PackedPlan make_plan(const PackedDecode& d) {
       if (y.groups > plan.groups) plan.groups = y.groups;
     }
   }
-  place_rings(plan, d);
+  if (plan.streamed)
+    place_stream_rings(plan, d);
+  else
+    place_rings(plan, d);
   share_splits(plan);
   place_partials(plan);
   return plan;

@@ -7,8 +7,8 @@
 namespace tokops::paged {
 
 inline constexpr int kMaxStages = 4;  // tiles in the ring
-// A streamed plan: bytes that a warp has for tiles, how many tiles, of how many keys.
-inline constexpr int kStreamRing = 16 * 1024, kStreamStages = 2, kCodeKeys = 32;
+// A streamed plan: tiles in a ring, if they fit, and keys of a tile of codes.
+inline constexpr int kStreamStages = 2, kCodeKeys = 32;
 inline int full_keys(int D) { return 2048 / D; }
 
 // How one side of a part is copied to shared memory.
@@ -29,7 +29,8 @@ struct Ring {
 struct Steps {
   bool aligned;  // data and their strides, to such pieces
   int shift;     // a row has 1 << shift pieces
-  uint32_t page, slot, scale_page, scale_head, scale_slot;
+  bool paired;   // scales of two groups are one aligned word
+  uint32_t page, slot, scale_page, scale_head, scale_slot, scale_group;
 };
 
 // Host-made. Splits are numbered part by part.
@@ -41,6 +42,7 @@ struct PackedPlan : Plan {
   int page_shifts[kMaxParts];
   int n_parts;
   int first_split[kMaxParts + 1];
+  int stream_ring;         // bytes of a warp's ring
   int ring_bytes, groups;  // per key of a tile: packed bytes in flight, and scales of a token
 };
 static_assert(sizeof(PackedPlan) < 32 * 1024);  // a kernel's parameters

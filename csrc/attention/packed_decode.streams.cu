@@ -15,7 +15,9 @@ struct Kinds {
 
 // A block's part is full or packed, and its warps are alike.
 template <class T, int DP, int kTiles>
-__global__ void __launch_bounds__(kThreads, DP == 128 && kTiles == 2 ? 2 : kStreamBlocks)
+__global__ void __launch_bounds__(kThreads, kTiles == 1 ? 4
+                                            : DP == 128 ? 2
+                                                        : 3)
     stream_kernel(const __grid_constant__ PackedPlan plan) {
   using K = Kinds<T, DP, kTiles>;
   TOKOPS_SHARED_DYNAMIC(unsigned char, shared);

@@ -25,8 +25,8 @@ struct alignas(8) GridPair {
   }
 };
 
-// NS tiles of a part in a ring, the one at work included. kCodes: both sides are packed, and
-// come with grids; else both are full, in the layout of Shape.
+// Two tiles of a part in a ring, the one at work included, or where they do not fit one. kCodes:
+// both sides are packed, and come with grids; else both are full, in the layout of Shape.
 template <class Shape, bool kCodes>
 struct WarpStream {
   using Plan = PackedPlan;
@@ -35,8 +35,8 @@ struct WarpStream {
   using Team = typename Shape::Team;
   static constexpr bool kPacked = true;
   static constexpr int NS = Shape::NS, KT = Shape::KT;
-  static constexpr int kGroups = Shape::DP / kPackBlock;  // at most, of a token
-  static_assert(!kCodes || KT == 32);                     // a lane has the scales of one key
+  static constexpr int kGroups = kCodes ? Shape::DP / kPackBlock : 1;  // of a token, at most
+  static_assert(!kCodes || KT == 32);  // a lane has the scales of one key
 
   const PackedPlan& plan;
   unsigned char* const data;
@@ -44,8 +44,11 @@ struct WarpStream {
   const Work& w;
   const Span span;
   PackedSlot pending;
-  // Of this lane's key in the next tile, as they are stored: scale and zero of a group, both norms.
-  uint32_t grids_ahead[2][kCodes ? kGroups : 1], norms_ahead;
+  // Of this lane's key in the next tile, as they are stored: scales and zeros, both norms. A word
+  // is the scale of a group, wide or beside its zero, or the scales and then the zeros of two
+  // groups.
+  static constexpr int kWords = kGroups;
+  uint32_t words_ahead[2][kWords], norms_ahead;
 
   __device__ WarpStream(const PackedPlan& plan, const Work& w, Span span, unsigned char* data,
                         void* slots)
@@ -55,7 +58,7 @@ struct WarpStream {
 
   // A warp's ring, then key_grids [KT, groups], then value_grids [groups, KT / 2].
   __host__ __device__ static int data_bytes(const PackedPlan& plan) {
-    return kStreamRing + kCodeKeys * plan.groups * int(sizeof(Grid) + sizeof(GridPair) / 2);
+    return plan.stream_ring + kCodeKeys * plan.groups * int(sizeof(Grid) + sizeof(GridPair) / 2);
   }
   __device__ static Work work(const PackedPlan& plan, int64_t group, int block, int split) {
     return work_of(plan, group, block, split);
@@ -91,14 +94,15 @@ struct WarpStream {
   __device__ const Packing& packing(int s) const { return plan.packing[w.part][s]; }
   __device__ bool scattered() const { return w.list || part().positions; }
   __device__ bool has(int n) const { return span.begin + n * KT < span.end; }
+  __device__ bool single() const { return plan.rings[w.part].stages == 1; }
   __device__ unsigned char* bytes(int n, int s) const {
     const Ring& ring = plan.rings[w.part];
-    return data + KT * (n % NS * ring.tile + s * ring.keys);
+    return data + KT * ((single() ? 0 : n % NS) * ring.tile + s * ring.keys);
   }
   __device__ const T* keys(int n) const { return reinterpret_cast<const T*>(bytes(n, 0)); }
   __device__ const T* values(int n) const { return reinterpret_cast<const T*>(bytes(n, 1)); }
   __device__ PackedSlot* slots_of(int n) const { return slots + n % (NS + 1) * KT; }
-  __device__ Grid* key_grids() const { return reinterpret_cast<Grid*>(data + kStreamRing); }
+  __device__ Grid* key_grids() const { return reinterpret_cast<Grid*>(data + plan.stream_ring); }
   __device__ GridPair* value_grids() const {
     return reinterpret_cast<GridPair*>(key_grids() + KT * plan.groups);
   }
@@ -172,16 +176,36 @@ struct WarpStream {
       const Steps& steps = plan.steps[w.part][s];
       const uint32_t from =
           f.page * steps.scale_page + w.hkv * steps.scale_head + f.slot * steps.scale_slot;
-      const auto *scale = static_cast<const uint16_t*>(x.scale) + from,
-                 *zero = static_cast<const uint16_t*>(x.zero) + from;
+      const auto *scale = static_cast<const uint16_t*>(x.scale),
+                 *zero = static_cast<const uint16_t*>(x.zero);
+      uint32_t (&words)[kWords] = words_ahead[s];
 #pragma unroll
-      for (int g = 0; g < (kCodes ? kGroups : 0); ++g)
-        if (g < packing(s).groups)
-          grids_ahead[s][g] = scale[g * x.s_g] | (x.zero ? uint32_t(zero[g * x.s_g]) << 16 : 0);
+      for (int g = 0; g < kGroups; ++g) {
+        if (g >= packing(s).groups) continue;
+        const uint32_t at = from + g * steps.scale_group;
+        if (x.wide_scale) {
+          words[g] = static_cast<const uint32_t*>(x.scale)[at];
+        } else if (!steps.paired) {
+          words[g] = scale[at] | (zero ? uint32_t(zero[at]) << 16 : 0);
+        } else if (g % 2 == 0) {
+          words[g] = *reinterpret_cast<const uint32_t*>(scale + at);
+          words[g + 1] = zero ? *reinterpret_cast<const uint32_t*>(zero + at) : 0;
+        }
+      }
       if (x.norm)
         norms_ahead |= uint32_t(x.norm[f.page * x.norm_n + w.hkv * x.norm_h + f.slot * x.norm_p])
                        << 16 * s;
     }
+  }
+  // Scale and zero of group g out of a side's words.
+  __device__ Grid ahead(int s, int g) const {
+    const Side& x = side(s);
+    const uint32_t* words = words_ahead[s];
+    if (x.wide_scale) return grid_of(x, words[g], 0);
+    if (!plan.steps[w.part][s].paired) return grid_of(x, words[g] & 0xffff, words[g] >> 16);
+    const int first = g & ~1, shift = g % 2 * 16;
+    return grid_of(x, words[first] >> shift & 0xffff,
+                   words[(first + 1) % kWords] >> shift & 0xffff);
   }
   // Places them. A slot that holds nothing has a norm of NaN: its key scores NaN and counts as
   // none, its value is zero as that of a key that is not there.
@@ -196,9 +220,9 @@ struct WarpStream {
       float norm = 1.f;
       if (x.norm) norm = __half2float(__ushort_as_half(uint16_t(norms_ahead >> 16 * s)));
 #pragma unroll
-      for (int g = 0; g < (kCodes ? kGroups : 0); ++g) {
+      for (int g = 0; g < kGroups; ++g) {
         if (g >= groups) continue;
-        Grid grid = grid_of(x, grids_ahead[s][g] & 0xffff, grids_ahead[s][g] >> 16);
+        Grid grid = ahead(s, g);
         grid = live && (s == 0 || norm == norm) ? Grid{grid.scale * norm, grid.zero * norm}
                                                 : Grid{0.f, 0.f};
         if (s == 0) {
@@ -216,21 +240,26 @@ struct WarpStream {
     for (int n = 0; n < NS - 1; ++n) keep(n, find(n));
     pending = find(NS - 1);
     Team::sync();  // the first slots are written
-    for (int n = 0; n < NS - 1; ++n) load(n);
+    if (!single()) load(0);
     fetch(0);
   }
 
   // Tile n is there for all when this returns.
   __device__ void next(int n) {
     keep(n + NS - 1, pending);
+    if (single()) {
+      Team::sync();  // nobody reads tile n - 1
+      load(n);
+    }
     ptx::cp_async_wait<NS - 2>();
     Team::sync();  // tile n and the next slots are there for all; nobody reads tile n - 1
     place(n);
     pending = find(n + NS);
-    load(n + NS - 1);
+    if (!single()) load(n + 1);
     fetch(n + 1);
     if (kCodes) Team::sync();  // the grids are written
   }
+  static_assert(NS == 2);
 };
 
 // Attention over a tile of codes on tensor cores, operands exchanged as in FlipMath, of float16.
