@@ -107,6 +107,7 @@ void place_stream_rings(PackedPlan& plan, const PackedDecode& d) {
   if (plan.stream_ring < full) plan.stream_ring = full;
   for (int i = 0; i < d.n_parts; ++i)
     plan.rings[i].stages = plan.stream_ring / tile(i) < kStreamStages ? 1 : kStreamStages;
+  if (plan.row_tile == 8 && plan.stream_ring <= kSmallRing) plan.resident = kSmallRingBlocks;
 }
 
 // Tiles in the rings that blocks share, and the bytes of all rings.

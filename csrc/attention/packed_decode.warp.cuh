@@ -275,6 +275,7 @@ struct CodeMath {
   static constexpr bool kExact = kExact_, kHeld = true;
   static constexpr int RT = 8 * kTiles, DP = Shape::DP, kSub = 16, kBlocksPerSm = kStreamBlocks;
   static constexpr int kBlocks = DP / kPackBlock;
+  static constexpr int kBehindRows = kBlocks * RT * int(sizeof(float));  // q_sums
 
   const PackedPlan& plan;
   const Work& w;
@@ -284,7 +285,7 @@ struct CodeMath {
   const GridPair* value_grids;
   unsigned lane;
   uint32_t held[kTiles][DP / 16][2];
-  float q_sums[kTiles][kBlocks][2];  // of the lane's columns, over a block of dimensions
+  float* q_sums;  // [key groups, RT]: queries summed over the dimensions that share a scale
   // Of every 64 dimensions, one sum more: what zeros, and the offset of codes, have added up to.
   static constexpr int kSums = DP / 16;
   FlipSums<kTiles, kSums + DP / 64> sums;
@@ -296,6 +297,7 @@ struct CodeMath {
         w(w),
         rows(rows),
         queries(q),
+        q_sums(reinterpret_cast<float*>(const_cast<Row*>(rows + RT))),
         key_grids(stream.key_grids()),
         value_grids(stream.value_grids()),
         lane(threadIdx.x % 32) {
@@ -319,19 +321,16 @@ struct CodeMath {
           const __half* q = queries + (8 * j + lane / 4) * DP + d * 16 + lane % 4 * 4 + i;
           held[j][d][i] = pack_two<__half>(to_float(q[0]), to_float(q[2]));
         }
-#pragma unroll
-      for (int b = 0; b < kBlocks; ++b)
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const __half* q =
-              queries + (8 * j + lane % 4 * 2 + i) * DP + b * kPackBlock + lane / 4 * 4;
-          float sum = 0.f;
-#pragma unroll
-          for (int e = 0; e < 4; ++e) sum += to_float(q[e]);
-#pragma unroll
-          for (int lanes = 4; lanes < 32; lanes *= 2) sum += __shfl_xor_sync(kFullWarp, sum, lanes);
-          q_sums[j][b][i] = sum;
-        }
+    }
+    // Eight threads a sum.
+    const int groups = plan.packing[w.part][0].groups, dims = DP / groups / 8;
+    for (int i = threadIdx.x / 8; i < RT * groups; i += kThreads / 8) {
+      const __half* q = queries + i % RT * DP + (i / RT * 8 + threadIdx.x % 8) * dims;
+      float sum = 0.f;
+#pragma unroll 4
+      for (int d = 0; d < dims; ++d) sum += to_float(q[d]);
+      sum = warp_sum<8>(sum);
+      if (threadIdx.x % 8 == 0) q_sums[i] = sum;
     }
     __syncthreads();  // and read
   }
@@ -384,7 +383,7 @@ struct CodeMath {
     const Grid* grid = key_grids + (key0 + mine) * groups;
 #pragma unroll
     for (int first = 0; first < kBlocks; first += kPer) {
-      float part[kTiles][4] = {}, q_sum[kTiles][2] = {};
+      float part[kTiles][4] = {};
 #pragma unroll
       for (int b = first; b < first + kPer; ++b) {
         uint32_t raw[2][2];  // of both keys
@@ -399,20 +398,21 @@ struct CodeMath {
 #pragma unroll
           for (int j = 0; j < kTiles; ++j) ptx::mma_16816<__half>(part[j], k, held[j][2 * b + h]);
         }
-#pragma unroll
-        for (int j = 0; j < kTiles; ++j)
-#pragma unroll
-          for (int i = 0; i < 2; ++i) q_sum[j][i] += q_sums[j][b][i];
       }
       const unsigned at = kPer == 2 ? first / 2 : first * groups / kBlocks;
       const Grid low = grid[at], high = grid[8 * groups + at];
+      // Of groups of 128 dimensions, the first part brings all that zeros add.
+      const bool begins = kPer == 2 || first * groups % kBlocks == 0;
 #pragma unroll
-      for (int j = 0; j < kTiles; ++j)
+      for (int j = 0; j < kTiles; ++j) {
+        const auto q_sum =
+            *reinterpret_cast<const Pack<float, 2>*>(q_sums + at * RT + 8 * j + lane % 4 * 2);
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const Grid g = e < 2 ? low : high;
-          s[j][e] += part[j][e] * g.scale + q_sum[j][e % 2] * g.zero;
+          s[j][e] += part[j][e] * g.scale + (begins ? q_sum.at[e % 2] * g.zero : 0.f);
         }
+      }
     }
   }
 

@@ -47,6 +47,7 @@ Plan plan_rows(const PagedDecode& p, const char* op, bool may_stream) {
   plan.op = op;
   plan.p = p;
   plan.page_shift = shift_of(p.P);
+  plan.resident = kStreamBlocks;
   const int per_kv = p.Hq / p.Hkv;
   plan.lists_t = p.selected && p.sel_rows > 1 ? p.T : 1;
   plan.lists_g = p.selected && p.sel_heads > p.Hkv ? per_kv : 1;
@@ -75,7 +76,7 @@ int64_t wanted_splits(const Plan& plan) {
   if (base == 0) return 1;
   // One sequence: blocks of one size, all at once. Several may be of many lengths.
   const int64_t waves = plan.p.B == 1 ? 1 : kStreamWaves;
-  int64_t splits = waves * kStreamBlocks * multiprocessors() / base;
+  int64_t splits = waves * plan.resident * multiprocessors() / base;
   if (!plan.streamed) splits = (int64_t(kBlocksPerSm) * multiprocessors() + base - 1) / base;
   const int64_t most = kMaxSplits - 32;  // parts may round theirs up
   return splits < 1 ? 1 : splits < most ? splits : most;
@@ -113,8 +114,8 @@ Plan make_plan(const PagedDecode& p) {
   return plan;
 }
 
-constexpr int kMergeThreads = 512;  // most of a block
-constexpr int kManySplits = 16;     // fewer need no more than kThreads
+constexpr int kMergeThreads = 512;
+constexpr int kFewSplits = 16;
 
 // Weights of a row's splits relative to their largest maximum, and what they add up to.
 struct Weights {
@@ -150,6 +151,7 @@ template <class T>
 __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const Plan plan) {
   __shared__ float weights[kMaxSplits], sums[kMergeThreads * 4], turned[256];
   constexpr int kEarly = 4;
+  ptx::wait_for_last();
   const PagedDecode& p = plan.p;
   const int64_t row = blockIdx.x;
   const int h = row % p.Hq, t = row / p.Hq % p.T;
@@ -194,6 +196,46 @@ __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const Plan plan) {
     static_cast<T*>(p.out)[row * p.D + d] = from_float<T>(turned[d]);
 }
 
+// The same of few splits: a row per warp.
+template <class T>
+__global__ void __launch_bounds__(kThreads) merge_few_kernel(const Plan plan, int64_t rows) {
+  __shared__ float turned[kWarps * 256];
+  const PagedDecode& p = plan.p;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int64_t row = int64_t(blockIdx.x) * kWarps + warp;
+  const bool real = row < rows;
+  const int64_t at = (real ? row : 0) * plan.splits;
+  ptx::wait_for_last();
+  const float mine = lane < plan.splits ? plan.part_top[at + lane] : -INFINITY;
+  const float top = warp_max(mine);
+  const float weight = mine > -INFINITY ? ptx::exp2_fast((mine - top) * kLog2e) : 0.f;
+  const float total = warp_sum(mine > -INFINITY ? plan.part_total[at + lane] * weight : 0.f);
+  const int h = at / plan.splits % p.Hq, t = at / plan.splits / p.Hq % p.T;
+  const RowView view = row_view(p, int(at / plan.splits / p.Hq / p.T), h / (p.Hq / p.Hkv));
+  const Closing c = close_row(p, t < view.rows, h, top, total);
+  for (int first = 0; first < p.D; first += 128) {
+    const int d = first + 4 * lane;
+    float o[4] = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll 4
+    for (int s = 0; s < plan.splits; ++s) {
+      const float w = __shfl_sync(kFullWarp, weight, s);
+      Pack<float, 4> x{};
+      if (d < p.D) x = *reinterpret_cast<const Pack<float, 4>*>(plan.part_out + (at + s) * p.D + d);
+      for (int e = 0; e < 4; ++e) o[e] += weighed(x.at[e], w);
+    }
+    for (int e = 0; e < 4 && d < p.D; ++e) {
+      const float x = weighed(o[e], c.gain);
+      if (p.rotate) turned[warp * 256 + d + e] = x;
+      if (!p.rotate && real) static_cast<T*>(p.out)[row * p.D + d + e] = from_float<T>(x);
+    }
+  }
+  if (lane == 0 && real) p.lse[row] = c.lse;
+  if (!p.rotate) return;
+  hadamard_rows(turned, kWarps, p.D, 256);
+  for (int d = lane; d < p.D && real; d += 32)
+    static_cast<T*>(p.out)[row * p.D + d] = from_float<T>(turned[warp * 256 + d]);
+}
+
 }  // namespace
 
 void run_merge(const Plan& plan, const Queue& q) {
@@ -203,8 +245,13 @@ void run_merge(const Plan& plan, const Queue& q) {
   if (rows > INT32_MAX)
     throw std::runtime_error(std::string(plan.op) + ": too many rows for one launch");
   dispatch<float, __half, __nv_bfloat16>(p.dtype, plan.op, [&](auto tag) {
-    launch(merge_kernel<typename decltype(tag)::type>, dim3(unsigned(rows)),
-           dim3(plan.splits > kManySplits ? kMergeThreads : kThreads), 0, q, plan);
+    using T = typename decltype(tag)::type;
+    if (plan.splits > kFewSplits)
+      launch_as(Start::early, merge_kernel<T>, dim3(unsigned(rows)), dim3(kMergeThreads), 0, q,
+                plan);
+    else
+      launch_as(Start::early, merge_few_kernel<T>, dim3(unsigned((rows + kWarps - 1) / kWarps)),
+                dim3(kThreads), 0, q, plan, rows);
   });
 }
 

@@ -31,6 +31,7 @@ struct Plan {
       lists_g;  // groups per sequence along the tokens, and per KV head along its query heads
   bool vector_k, vector_v;
   int page_shift;  // P = 1 << page_shift, or -1
+  int resident;    // streamed: blocks on a multiprocessor
   // Per row and split: the sum of values [D], and what it is relative to, maximum and total. Not an
   // lse, which would lose the total next to a maximum of FLT_MAX.
   float *part_out, *part_top, *part_total;

@@ -135,6 +135,7 @@ struct FlipMath {
   using T = typename Shape::T;
   using Q = Operand;
   static constexpr bool kExact = kExact_, kHeld = true;
+  static constexpr int kBehindRows = 0;
   static constexpr int RT = 8 * kTiles, DP = Shape::DP, kSub = 16, kBlocksPerSm = kStreamBlocks;
 
   const Plan& plan;

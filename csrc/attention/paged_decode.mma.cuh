@@ -13,6 +13,7 @@ struct MmaMath {
   using Shape = Shape_;
   using Exact = MmaMath<Shape, true>;
   static constexpr bool kExact = kExact_, kHeld = false;
+  static constexpr int kBehindRows = 0;
   using T = typename Shape::T;
   using Q = T;
   static constexpr int RT = 16, DP = Shape::DP, kSub = 16;

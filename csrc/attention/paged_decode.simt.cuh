@@ -13,6 +13,7 @@ struct SimtMath {
   using Shape = Shape_;
   using T = typename Shape::T;
   using Q = float;
+  static constexpr int kBehindRows = 0;
   static constexpr bool kHeld = false, kExact = true;  // a zero weight never meets its value
   static constexpr int RT = RT_, DP = Shape::DP, kSub = 8, kPair = 2;
   static constexpr int kBlocksPerSm = DP == 256 || RT == 8 ? 2 : 3;  // registers

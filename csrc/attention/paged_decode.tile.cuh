@@ -61,7 +61,7 @@ struct Layout {
     work = slots + kTeams * kTeamSlots;
     queries = Math::kHeld ? 0 : work + kWork;
     rows = work + kWork + (Math::kHeld ? 0 : query_bytes);
-    scores = rows + block_rows * int(sizeof(Row));
+    scores = rows + block_rows * int(sizeof(Row)) + Math::kBehindRows;
     team_scores = plan.p.scores ? block_rows * Shape::KT * int(sizeof(float)) : 0;
     total = scores + kTeams * team_scores;
   }
@@ -284,6 +284,7 @@ __device__ __forceinline__ bool sum_split(const typename Stream::Plan& plan, con
 template <class Stream>
 __device__ Work begin_block(const typename Stream::Plan& plan, Span* span) {
   const PagedDecode& p = plan.p;
+  ptx::start_next();
   int64_t index = blockIdx.x;
   const int block = index % plan.blocks;
   index /= plan.blocks;

@@ -25,27 +25,55 @@ inline void check_cuda(cudaError_t e, const char* what) {
 }
 inline void check_launch(const char* op) { check_cuda(cudaGetLastError(), op); }
 
+// How a kernel starts. `early`, on devices that can: as soon as all blocks of the kernel before it
+// have called ptx::start_next, and it calls ptx::wait_for_last before it reads what that one
+// writes.
+enum class Start { in_order, early };
+
+inline bool can_start_early() {
+  int device = 0, major = 0;
+  check_cuda(cudaGetDevice(&device), "launch");
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "launch");
+  return major >= 9;
+}
+
 // kernel<<<grid, block, shared, stream(q)>>>(args...): `shared` counts dynamic bytes, any amount
 // the device has.
 template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, const Queue& q,
-            A&&... args) {
+void launch_as(Start start, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
+               const Queue& q, A&&... args) {
   std::tuple<P...> values(static_cast<P>(std::forward<A>(args))...);
 #if defined(TOKOPS_CUDA_SIM_KERNEL)
   (void)q;
+  (void)start;
   sim::run(grid, block, shared, [&] { std::apply(kernel, values); });
 #else
   const void* f = reinterpret_cast<const void*>(kernel);
   if (shared > 48 * 1024)
     check_cuda(cudaFuncSetAttribute(f, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
                "launch");
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared;
+  config.stream = stream(q);
+  config.attrs = &early;
+  config.numAttrs = start == Start::early && can_start_early() ? 1 : 0;
   std::apply(
       [&](P&... v) {
         void* pointers[] = {const_cast<void*>(static_cast<const void*>(&v))..., nullptr};
-        check_cuda(cudaLaunchKernel(f, grid, block, pointers, shared, stream(q)), "launch");
+        check_cuda(cudaLaunchKernelExC(&config, f, pointers), "launch");
       },
       values);
 #endif
+}
+template <class... P, class... A>
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, const Queue& q,
+            A&&... args) {
+  launch_as(Start::in_order, kernel, grid, block, shared, q, std::forward<A>(args)...);
 }
 
 template <class T>

@@ -37,6 +37,19 @@ __device__ __forceinline__ Shared flip(Shared at, uint32_t bits) {
 #endif
 }
 
+// ---- One kernel after another, see Start. ----
+
+__device__ __forceinline__ void start_next() {
+#if !defined(TOKOPS_CUDA_SIM_KERNEL) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+__device__ __forceinline__ void wait_for_last() {
+#if !defined(TOKOPS_CUDA_SIM_KERNEL) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // ---- Asynchronous copies, global to shared. They land at cp_async_wait, not before. ----
 
 // Copies Bytes (4, 8 or 16, both addresses aligned to it); where `real` is false, writes zeros and
