@@ -161,72 +161,102 @@ inline int units_of(int dims) {
   return dims * Unpack<C>::kUnits / 32;
 }
 
-// s[r * stride + j] = sum over groups g of scale[g * scale_stride + j] * (q_r . k_j in g), for R
-// rows and J keys. With One, the only group's scale is left to the caller.
-template <Codec C, bool One, int R, int J>
-inline void packed_dots(const float* q, int q_stride, int groups, int units,
-                        const uint8_t* const* k, const float* scale, int scale_stride, float* s,
-                        int stride) {
+// f(v, c) for the vectors v of a row in the order in which they are unpacked: v holds the
+// dimensions from c on.
+template <Codec C, class F>
+inline void each_vector(int dim, const F& f) {
   using U = Unpack<C>;
-  constexpr int kSums = (R * J + 3) / 4 * 4;
-  Vec total[kSums];
-  for (int i = 0; i < kSums; ++i) total[i] = zero();
-  for (int g = 0, u = 0; g < groups; ++g) {
-    Vec acc[R][J];
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < J; ++j) acc[r][j] = zero();
-    for (const int end = u + units; u < end; ++u)
-      for (int j = 0; j < J; ++j) {
-        Vec x[U::kVecs];
-        U::load(k[j], u, x);
-        for (int i = 0; i < U::kVecs; ++i)
-          for (int r = 0; r < R; ++r)
-            acc[r][j] = fma(load(q + r * q_stride + U::offset(u, i)), x[i], acc[r][j]);
-      }
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < J; ++j)
-        total[r * J + j] =
-            One ? acc[r][j] : fma(acc[r][j], splat(scale[g * scale_stride + j]), total[r * J + j]);
-  }
-  float sums[kSums];
-  for (int i = 0; i < kSums; i += 4)
-    store_sums(sums + i, total[i], total[i + 1], total[i + 2], total[i + 3]);
-  for (int r = 0; r < R; ++r)
-    for (int j = 0; j < J; ++j) s[r * stride + j] = sums[r * J + j];
+  for (int u = 0; u < units_of<C>(dim); ++u)
+    for (int i = 0; i < U::kVecs; ++i) f(u * U::kVecs + i, U::offset(u, i));
 }
 
-// The same for any number of rows and n keys, four at a time: rows of k up to the next multiple are
-// read, and columns of s up to it written.
-template <Codec C, bool One>
-inline void packed_scores(const float* q, int q_stride, int rows, int groups, int units,
+// How queries meet codes: a unit is kVecs vectors, and a vector stands beside kQuery elements of a
+// query. This way codes become floats.
+template <Codec C>
+struct FloatDots {
+  using Query = float;
+  using Sum = Vec;
+  static constexpr int kVecs = Unpack<C>::kVecs, kQuery = Vec::width;
+  // Keys whose sums the registers hold for R rows, with the rows' queries and one vector of codes.
+#if defined(__AVX512F__)
+  static constexpr int keys(int) { return 4; }
+#else
+  static constexpr int keys(int rows) { return rows < 3 || (rows == 3 && kVecs == 1) ? 4 : 2; }
+#endif
+  static Vec codes(const uint8_t* row, int unit, int i) {
+    Vec x[kVecs];
+    Unpack<C>::load(row, unit, x);
+    return x[i];
+  }
+  static Vec query(const float* q) { return load(q); }
+  static Vec add(Vec sum, Vec codes, Vec query) { return fma(codes, query, sum); }
+  static Vec floats(Vec sum) { return sum; }
+};
+
+// s[r * stride + j] = sum over groups g of scale[g * kTile + j] * (q_r . k_j in g), for R rows and
+// n keys: rows of k up to the next multiple of four are read, and columns of s up to it written. A
+// group has `units` units; with One the only group's scale is left to the caller. Queries lie
+// vector by vector, `rows` of them side by side.
+template <class P, bool One, int R>
+__attribute__((noinline)) void packed_dots(const typename P::Query* queries, int rows, int groups,
+                                           int units, const uint8_t* const* k, int n,
+                                           const float* scale, int scale_stride, float* s,
+                                           int stride, Ahead& ahead) {
+  constexpr int J = P::keys(R), kSums = (R * J + 3) / 4 * 4;
+  const int step = rows * P::kQuery;
+  for (int first = 0; first < n; first += J, k += J, scale += J, s += J) {
+    ahead.call(J);
+    const typename P::Query* q = queries;
+    Vec total[kSums];
+    for (int i = 0; i < kSums; ++i) total[i] = zero();
+    for (int g = 0, u = 0; g < groups; ++g) {
+      typename P::Sum sum[R][J] = {};
+      for (const int end = u + units; u < end; ++u)
+        for (int i = 0; i < P::kVecs; ++i, q += step) {
+          decltype(P::query(q)) y[R];
+          for (int r = 0; r < R; ++r) y[r] = P::query(q + r * P::kQuery);
+          for (int j = 0; j < J; ++j) {
+            const auto x = P::codes(k[j], u, i);
+            for (int r = 0; r < R; ++r) sum[r][j] = P::add(sum[r][j], x, y[r]);
+          }
+        }
+      for (int r = 0; r < R; ++r)
+        for (int j = 0; j < J; ++j) {
+          const Vec x = P::floats(sum[r][j]);
+          total[r * J + j] = One ? x : fma(x, splat(scale[g * scale_stride + j]), total[r * J + j]);
+        }
+    }
+    float sums[kSums];
+    for (int i = 0; i < kSums; i += 4)
+      store_sums(sums + i, total[i], total[i + 1], total[i + 2], total[i + 3]);
+    for (int r = 0; r < R; ++r) std::memcpy(s + r * stride, sums + r * J, J * sizeof(float));
+  }
+}
+
+// The same for any number of rows.
+template <class P>
+inline void packed_scores(const typename P::Query* q, int rows, int groups, int units,
                           const uint8_t* const* k, int n, const float* scale, int scale_stride,
                           float* s, int stride, Ahead& ahead) {
-  for (int j = 0; j < n; j += 4) {
-    ahead.call(4);
-    in_blocks<4>(rows, [&](int r, auto count) {
-#if defined(__AVX512F__)
-      constexpr int R = decltype(count)::value, J = 4;
-#else
-      constexpr int R = decltype(count)::value, J = R == 4 ? 2 : 4;  // sums that the registers hold
-#endif
-      for (int i = j; i < j + 4; i += J)
-        packed_dots<C, One, R, J>(q + r * q_stride, q_stride, groups, units, k + i, scale + i,
-                                  scale_stride, s + r * stride + i, stride);
-    });
-  }
+  in_blocks<4>(rows, [&](int r, auto count) {
+    constexpr int R = decltype(count)::value;
+    const auto dots = groups == 1 ? packed_dots<P, true, R> : packed_dots<P, false, R>;
+    dots(q + r * P::kQuery, rows, groups, units, k, n, scale, scale_stride, s + r * stride, stride,
+         ahead);
+  });
 }
 
 // out[r * os + d] = out * keep[r] + add[r] + sum_j w[r * ws + j] code_j[d] over the dimensions of N
 // units.
 template <Codec C, int R, int N>
-inline void packed_weighted(const float* w, int ws, const uint8_t* const* v, int n, int unit,
-                            const float* keep, const float* add, float* out, int os, Ahead& ahead) {
+__attribute__((noinline)) void packed_weighted(const float* w, int ws, const uint8_t* const* v,
+                                               int n, int unit, const float* keep, const float* add,
+                                               float* out, int os, Ahead& ahead) {
   using U = Unpack<C>;
   Vec acc[R][N * U::kVecs];
   for (int r = 0; r < R; ++r)
     for (int i = 0; i < N * U::kVecs; ++i) acc[r][i] = splat(add[r]);
-  for (int j = 0; j < n; ++j) {
-    if (unit == 0) ahead.call(1);
+  const auto key = [&](int j) {
     Vec y[R];
     for (int r = 0; r < R; ++r) y[r] = splat(w[r * ws + j]);
     for (int i = 0; i < N; ++i) {
@@ -236,7 +266,13 @@ inline void packed_weighted(const float* w, int ws, const uint8_t* const* v, int
         for (int r = 0; r < R; ++r)
           acc[r][i * U::kVecs + m] = fma(y[r], x[m], acc[r][i * U::kVecs + m]);
     }
+  };
+  int j = 0;
+  for (; j + 4 <= n; j += 4) {
+    if (unit == 0) ahead.call(4);
+    for (int i = 0; i < 4; ++i) key(j + i);
   }
+  for (; j < n; ++j) key(j);
   for (int r = 0; r < R; ++r)
     for (int i = 0; i < N * U::kVecs; ++i) {
       float* o = out + r * os + U::offset(unit + i / U::kVecs, i % U::kVecs);
@@ -254,7 +290,7 @@ inline void packed_values(const float* w, int ws, int rows, const uint8_t* const
   constexpr int kRows = 8,
                 kWide = 4;  // rows whose sums the registers hold, by two and four vectors
 #else
-  constexpr int kRows = kVecs == 4 ? 2 : 4, kWide = 2;
+  constexpr int kRows = kVecs == 4 ? 2 : 4, kWide = 3;
 #endif
   in_blocks<kRows>(rows, [&](int r, auto count) {
     constexpr int R = decltype(count)::value, kSums = R <= kWide ? 4 : 2,

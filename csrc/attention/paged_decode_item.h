@@ -58,6 +58,7 @@ class Item {
   void load_queries() {
     const int padded = round_up(t_.live, Vec::groups);
     float row[kMaxDim];
+    x_.packed.by_integers = p_.q_int8 && integer_products(part_.k, p_.D);
     if (!tiles_ && !packed(part_.k))
       for (int i = 0; i < padded * dim4_; ++i) x_.q[i] = 0;
     for (int r = 0; r < t_.live; ++r) {
@@ -67,10 +68,6 @@ class Item {
       for (int c = 0; c < p_.D; ++c) row[c] = to_float(q[c]);
       if (p_.rotate) hadamard_row(row, p_.D);
       place_query(r, row);
-    }
-    if (packed(part_.k) && !part_.k.channel) {
-      sum_groups(x_.packed.q, t_.live, p_.D, groups_of(part_.k, p_.D), x_.packed.sums);
-      round_queries();
     }
   }
 
@@ -127,11 +124,8 @@ class Item {
     }
   }
 
-  void place_query(int r, const float* row) {
-    if (packed(part_.k)) {
-      for (int c = 0; c < p_.D; ++c) x_.packed.q[r * p_.D + c] = row[c];
-      return;
-    }
+  void place_query(int r, float* row) {
+    if (packed(part_.k)) return place_packed_query(part_.k, row, r, t_.live, p_.D, x_.packed);
     float* to = x_.q + query_at(r, 0, dim4_);
     if (!tiles_)
       for (int c = 0; c < p_.D; ++c) to[c / 4 * Vec::width + c % 4] = row[c];
@@ -140,15 +134,6 @@ class Item {
       if (tiles_)
         for (int c = 0; c < p_.D; ++c) from_float(row[c], x_.tile_q + amx_query_at(r, c, p_.D));
 #endif
-  }
-
-  void round_queries() {
-    PackedScratch& x = x_.packed;
-    x.by_integers = p_.q_int8;
-    for (int r = 0; r < t_.live && x.by_integers; ++r) {
-      x.q_scale[r] = round_row(x.q + r * p_.D, p_.D, 127, x.q16 + r * p_.D);
-      x.by_integers = x.q_scale[r] == x.q_scale[r];
-    }
   }
 
   // Whether every row sees every key of the tile.
@@ -167,8 +152,8 @@ class Item {
 
   // What is needed after the first rows of a tile; `next` is the tile after it, which may be empty.
   Ahead rows_after(const Rows& tile, const Rows& next) const {
-    const char* const* v_end = tile.v + (p_.v ? kTile : 0);
-    const char* const* next_end = next.k + (next.n ? kLead : 0);
+    const uint8_t* const* v_end = tile.v + (p_.v ? kTile : 0);
+    const uint8_t* const* next_end = next.k + (next.n ? kLead : 0);
 #if defined(__AVX512F__)  // a whole tile ahead
     (void)tile, (void)v_end;
     return {{{next.k, next_end, k_bytes_},

@@ -15,8 +15,8 @@ struct Int {
 // burst of prefetches would wait for them.
 struct Ahead {
   struct Run {
-    const char* const* row;  // the next one, of those up to `end`
-    const char* const* end;
+    const uint8_t* const* row;  // the next one, of those up to `end`
+    const uint8_t* const* end;
     int bytes;
   };
   Run run[3];
