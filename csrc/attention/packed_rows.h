@@ -41,13 +41,14 @@ inline Vec fp8(const uint8_t* p) {
   const __m256i rest = _mm256_slli_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0x7f)), 7);
   return {_mm512_cvtph_ps(_mm256_or_si256(sign, rest))};
 }
+// Sums of neighbours: of a, of b, within every four lanes.
+inline Vec add_pairs(Vec a, Vec b) {
+  return {_mm512_add_ps(_mm512_shuffle_ps(a.v, b.v, 0x88), _mm512_shuffle_ps(a.v, b.v, 0xdd))};
+}
 inline void store_sums(float* out, Vec a, Vec b, Vec c, Vec d) {
-  const auto fold = [](Vec x) {
-    return _mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
-  };
-  const __m256 x =
-      _mm256_hadd_ps(_mm256_hadd_ps(fold(a), fold(b)), _mm256_hadd_ps(fold(c), fold(d)));
-  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
+  const __m512 x = add_pairs(add_pairs(a, b), add_pairs(c, d)).v;
+  const __m256 y = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1)));
 }
 #elif defined(__AVX2__)
 struct Ints {
@@ -70,8 +71,11 @@ inline Vec fp8(const uint8_t* p) {
   const __m128i rest = _mm_slli_epi16(_mm_and_si128(x, _mm_set1_epi16(0x7f)), 7);
   return {_mm256_cvtph_ps(_mm_or_si128(sign, rest))};
 }
+inline Vec add_pairs(Vec a, Vec b) {
+  return {_mm256_add_ps(_mm256_shuffle_ps(a.v, b.v, 0x88), _mm256_shuffle_ps(a.v, b.v, 0xdd))};
+}
 inline void store_sums(float* out, Vec a, Vec b, Vec c, Vec d) {
-  const __m256 x = _mm256_hadd_ps(_mm256_hadd_ps(a.v, b.v), _mm256_hadd_ps(c.v, d.v));
+  const __m256 x = add_pairs(add_pairs(a, b), add_pairs(c, d)).v;
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
 }
 #else
@@ -193,56 +197,56 @@ struct FloatDots {
   static Vec floats(Vec sum) { return sum; }
 };
 
-// s[r * stride + j] = sum over groups g of scale[g * kTile + j] * (q_r . k_j in g), for R rows and
-// n keys: rows of k up to the next multiple of four are read, and columns of s up to it written. A
-// group has `units` units; with One the only group's scale is left to the caller. Queries lie
-// vector by vector, `rows` of them side by side.
-template <class P, bool One, int R>
+constexpr int kDots = 72;  // room for the products of a row with a tile's keys, and a few behind
+
+// dots[(g * R + r) * kDots + j] = q_r . k_j in group g, for R rows and n keys; up to three more
+// rows of k are read. A group has `units` units; Units is the same, or 0 where it is known late.
+// Queries lie vector by vector, `rows` of them side by side.
+template <class P, int R, int Units>
 __attribute__((noinline)) void packed_dots(const typename P::Query* queries, int rows, int groups,
-                                           int units, const uint8_t* const* k, int n,
-                                           const float* scale, int scale_stride, float* s,
-                                           int stride, Ahead& ahead) {
+                                           int units, const uint8_t* const* k, int n, float* dots,
+                                           Ahead& ahead) {
   constexpr int J = P::keys(R), kSums = (R * J + 3) / 4 * 4;
   const int step = rows * P::kQuery;
-  for (int first = 0; first < n; first += J, k += J, scale += J, s += J) {
+  for (int first = 0; first < n; first += J, k += J, dots += J) {
     ahead.call(J);
     const typename P::Query* q = queries;
-    Vec total[kSums];
-    for (int i = 0; i < kSums; ++i) total[i] = zero();
+    float* to = dots;
     for (int g = 0, u = 0; g < groups; ++g) {
       typename P::Sum sum[R][J] = {};
-      for (const int end = u + units; u < end; ++u)
+      for (const int end = u + (Units ? Units : units); u < end; ++u)
         for (int i = 0; i < P::kVecs; ++i, q += step) {
           decltype(P::query(q)) y[R];
           for (int r = 0; r < R; ++r) y[r] = P::query(q + r * P::kQuery);
+          for (int r = 0; r < R; ++r) asm("" : "+v"(y[r].v));
           for (int j = 0; j < J; ++j) {
             const auto x = P::codes(k[j], u, i);
-            for (int r = 0; r < R; ++r) sum[r][j] = P::add(sum[r][j], x, y[r]);
+            for (int r = 0; r < R; ++r) {
+              sum[r][j] = P::add(sum[r][j], x, y[r]);
+              asm("" : "+v"(sum[r][j].v));
+            }
           }
         }
-      for (int r = 0; r < R; ++r)
-        for (int j = 0; j < J; ++j) {
-          const Vec x = P::floats(sum[r][j]);
-          total[r * J + j] = One ? x : fma(x, splat(scale[g * scale_stride + j]), total[r * J + j]);
-        }
+      Vec total[kSums] = {};
+      for (int i = 0; i < R * J; ++i) total[i] = P::floats(sum[i / J][i % J]);
+      float sums[kSums];
+      for (int i = 0; i < kSums; i += 4)
+        store_sums(sums + i, total[i], total[i + 1], total[i + 2], total[i + 3]);
+      for (int r = 0; r < R; ++r, to += kDots) std::memcpy(to, sums + r * J, J * sizeof(float));
     }
-    float sums[kSums];
-    for (int i = 0; i < kSums; i += 4)
-      store_sums(sums + i, total[i], total[i + 1], total[i + 2], total[i + 3]);
-    for (int r = 0; r < R; ++r) std::memcpy(s + r * stride, sums + r * J, J * sizeof(float));
   }
 }
 
-// The same for any number of rows.
-template <class P>
+// The same for any number of rows: finish(first, R) after every R of them.
+template <class P, class F>
 inline void packed_scores(const typename P::Query* q, int rows, int groups, int units,
-                          const uint8_t* const* k, int n, const float* scale, int scale_stride,
-                          float* s, int stride, Ahead& ahead) {
+                          const uint8_t* const* k, int n, float* dots, Ahead& ahead,
+                          const F& finish) {
   in_blocks<4>(rows, [&](int r, auto count) {
-    constexpr int R = decltype(count)::value;
-    const auto dots = groups == 1 ? packed_dots<P, true, R> : packed_dots<P, false, R>;
-    dots(q + r * P::kQuery, rows, groups, units, k, n, scale, scale_stride, s + r * stride, stride,
-         ahead);
+    constexpr int R = decltype(count)::value, kUsual = 64 / (P::kVecs * P::kQuery);
+    const auto multiply = units == kUsual ? packed_dots<P, R, kUsual> : packed_dots<P, R, 0>;
+    multiply(q + r * P::kQuery, rows, groups, units, k, n, dots, ahead);
+    finish(r, R);
   });
 }
 

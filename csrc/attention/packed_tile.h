@@ -17,7 +17,8 @@ struct TileScales {
 struct PackedScratch {
   TileScales scales;
   alignas(64) float w[kMaxRows * kTile], q[kMaxRows * kMaxDim], tmp[kMaxRows * kMaxDim];
-  float sums[kMaxRows * kMaxGroups];  // of the queries by group, [row][group]
+  float sums[kMaxRows * kMaxGroups];               // of the queries by group, [row][group]
+  alignas(64) float dots[4 * kMaxGroups * kDots];  // of up to four rows, [group][row][key]
   float add[kMaxRows], none[kMaxRows];
   bool by_integers;  // q16 and q_scale hold the queries too
   alignas(64) int16_t q16[kMaxRows * kMaxDim];
@@ -166,20 +167,6 @@ void place_packed_query(const Side& k, float* row, int r, int rows, int dim, Pac
   }
 }
 
-#if defined(__AVX2__)
-// s = q . k of a tile of integer codes from x.q16, but for their scale where there is one group.
-template <Codec C>
-void score_integers(const Rows& t, int rows, int dim, int groups, PackedScratch& x, float* s,
-                    Ahead& ahead) {
-  using P = WordDots<C>;
-  packed_scores<P>(x.q16, rows, groups, dim / groups / (P::kVecs * P::kQuery), t.k, t.n,
-                   x.scales.scale, kTile, s, kTile, ahead);
-  for (int r = 0; r < rows; ++r)
-    for (int j = 0; j < t.n; j += Vec::width)
-      store(s + r * kTile + j, load(s + r * kTile + j) * splat(x.q_scale[r]));
-}
-#endif
-
 // Channel geometry: the queries take up the scales of every run of keys.
 void score_channels(const Side& k, const Rows& t, int hkv, int rows, int dim, PackedScratch& x,
                     float* s, Ahead& ahead) {
@@ -197,37 +184,57 @@ void score_channels(const Side& k, const Rows& t, int hkv, int rows, int dim, Pa
         });
         x.add[r] = sum(bias);
       }
-      packed_scores<FloatDots<C>>(x.tmp, rows, 1, units_of<C>(dim), t.k + from, to - from, nullptr,
-                                  0, x.w, kTile, ahead);
+      packed_scores<FloatDots<C>>(x.tmp, rows, 1, units_of<C>(dim), t.k + from, to - from, x.dots,
+                                  ahead, [&](int first, int count) {
+                                    for (int i = 0; i < count; ++i)
+                                      for (int j = from; j < to; ++j)
+                                        s[(first + i) * kTile + j] =
+                                            x.dots[i * kDots + j - from] + x.add[first + i];
+                                  });
     });
-    for (int r = 0; r < rows; ++r)
-      for (int j = from; j < to; ++j) s[r * kTile + j] = x.w[r * kTile + j - from] + x.add[r];
   });
+}
+
+// Rows [first, first + count) of s from their products: the groups' scales and zeros, and `one`,
+// what a unit of a query stands for.
+void scale_scores(const PackedScratch& x, int first, int count, int n, int groups, const float* one,
+                  float* s) {
+  for (int i = 0; i < count; ++i) {
+    const float *dots = x.dots + i * kDots, *sums = x.sums + (first + i) * groups;
+    const Vec unit = splat(one ? one[first + i] : 1.f);
+    for (int j = 0; j < n; j += Vec::width) {
+      Vec y = zero(), bias = zero();
+      for (int g = 0; g < groups; ++g) {
+        y = fma(load(dots + g * count * kDots + j), load(x.scales.scale + g * kTile + j), y);
+        bias = fma(splat(sums[g]), load(x.scales.zero + g * kTile + j), bias);
+      }
+      store(s + (first + i) * kTile + j, fma(y, unit, bias));
+    }
+  }
 }
 
 // s[r * kTile + j] = q_r . k_j; x holds the `rows` queries of `dim` elements and their sums.
 void score_packed(const Side& k, const Rows& t, int hkv, int rows, int dim, PackedScratch& x,
                   float* s, Ahead& ahead) {
   if (k.channel) return score_channels(k, t, hkv, rows, dim, x, s, ahead);
-  const int groups = groups_of(k, dim);
+  const int groups = groups_of(k, dim), size = dim / groups;
   load_scales(k, t, hkv, groups, x.scales);
+  const float* one = x.by_integers ? x.q_scale : nullptr;
+  const auto finish = [&](int first, int count) {
+    scale_scores(x, first, count, t.n, groups, one, s);
+  };
   with_codec(k.codec, [&](auto codec) {
     constexpr Codec C = decltype(codec)::value;
 #if defined(__AVX2__)
+    using Words = WordDots<C>;
     if constexpr (C == Codec::int8 || C == Codec::int4 || C == Codec::int2)
-      if (x.by_integers) return score_integers<C>(t, rows, dim, groups, x, s, ahead);
+      if (x.by_integers)
+        return packed_scores<Words>(x.q16, rows, groups, size / (Words::kVecs * kWords), t.k, t.n,
+                                    x.dots, ahead, finish);
 #endif
-    packed_scores<FloatDots<C>>(x.q, rows, groups, units_of<C>(dim / groups), t.k, t.n,
-                                x.scales.scale, kTile, s, kTile, ahead);
+    packed_scores<FloatDots<C>>(x.q, rows, groups, units_of<C>(size), t.k, t.n, x.dots, ahead,
+                                finish);
   });
-  for (int r = 0; r < rows; ++r)
-    for (int j = 0; j < t.n; j += Vec::width) {
-      Vec y = load(s + r * kTile + j);
-      if (groups == 1) y = y * load(x.scales.scale + j);
-      for (int g = 0; g < groups; ++g)
-        y = fma(splat(x.sums[r * groups + g]), load(x.scales.zero + g * kTile + j), y);
-      store(s + r * kTile + j, y);
-    }
 }
 
 // out = out * keep + sum_j w_j v_j for rows of weights [row][kTile], zero behind n.
