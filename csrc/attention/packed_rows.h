@@ -174,6 +174,13 @@ inline void each_vector(int dim, const F& f) {
     for (int i = 0; i < U::kVecs; ++i) f(u * U::kVecs + i, U::offset(u, i));
 }
 
+// Where registers are few: what was loaded from the row is loaded again instead of kept in one.
+inline void forget([[maybe_unused]] const uint8_t*& row) {
+#if !defined(__AVX512F__)
+  asm("" : "+r"(row));
+#endif
+}
+
 // How queries meet codes: a unit is kVecs vectors, and a vector stands beside kQuery elements of a
 // query. This way codes become floats.
 template <Codec C>
@@ -185,7 +192,7 @@ struct FloatDots {
 #if defined(__AVX512F__)
   static constexpr int keys(int) { return 4; }
 #else
-  static constexpr int keys(int rows) { return rows < 3 || (rows == 3 && kVecs == 1) ? 4 : 2; }
+  static constexpr int keys(int rows) { return rows < 4 ? 4 : 2; }
 #endif
   static Vec codes(const uint8_t* row, int unit, int i) {
     Vec x[kVecs];
@@ -263,13 +270,16 @@ __attribute__((noinline)) void packed_weighted(const float* w, int ws, const uin
   const auto key = [&](int j) {
     Vec y[R];
     for (int r = 0; r < R; ++r) y[r] = splat(w[r * ws + j]);
-    for (int i = 0; i < N; ++i) {
-      Vec x[U::kVecs];
-      U::load(v[j], unit + i, x);
-      for (int m = 0; m < U::kVecs; ++m)
-        for (int r = 0; r < R; ++r)
-          acc[r][i * U::kVecs + m] = fma(y[r], x[m], acc[r][i * U::kVecs + m]);
-    }
+    const uint8_t* row = v[j];
+    for (int i = 0; i < N; ++i)
+      for (int m = 0; m < U::kVecs; ++m) {
+        if (U::kVecs > 1) forget(row);
+        const Vec x = FloatDots<C>::codes(row, unit + i, m);
+        for (int r = 0; r < R; ++r) {
+          Vec& a = acc[r][i * U::kVecs + m];
+          a = fma(y[r], x, a);
+        }
+      }
   };
   int j = 0;
   for (; j + 4 <= n; j += 4) {

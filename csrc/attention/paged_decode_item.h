@@ -291,36 +291,46 @@ class Item {
   // s becomes exp(s - m); m, l and what is kept of the earlier output follow.
   // Returns whether some key of the tile has no weight for some row.
   bool normalise(int n) {
+    const bool holes = find_largest(n);
     const int width = round_up(n, Vec::width);
-    bool holes = false;
     for (int r = 0; r < t_.live; ++r) {
       float* s = x_.s + r * kTile;
       ahead_.call(4);
-      for (int j = n; j < width; ++j) s[j] = s[n - 1];  // neither the largest nor the least
-      Vec top = load(s), low = top;
-      for (int j = Vec::width; j < width; j += Vec::width) {
-        top = max(top, load(s + j));
-        low = min(low, load(s + j));
-      }
-      const float m = x_.m[r] > largest(top) ? x_.m[r] : largest(top);
-      holes |= largest(zero() - low) == INFINITY;
-      x_.keep[r] = x_.m[r] == m ? 1.f : std::exp(x_.m[r] - m);
-      if (m == -INFINITY) {
+      if (x_.m[r] == -INFINITY) {
         for (int j = 0; j < width; j += Vec::width) store(s + j, zero());
         continue;
       }
       for (int j = n; j < width; ++j) s[j] = -INFINITY;
+      const Vec m = splat(x_.m[r]);
       Vec total = zero();
       for (int j = 0; j < width; j += Vec::width) {
-        const Vec e = exp_nonpositive(load(s + j) - splat(m));
+        const Vec e = exp_nonpositive(load(s + j) - m);
         store(s + j, e);
         total = total + e;
       }
       for (int j = width; tiles_ && j < kTile; j += Vec::width) store(s + j, zero());
-      x_.m[r] = m;
       x_.l[r] = x_.l[r] * x_.keep[r] + sum(total);
     }
     return holes;
+  }
+
+  // The first half of it, m and keep, for all rows at once: none waits for its own.
+  bool find_largest(int n) {
+    const int width = round_up(n, Vec::width);
+    Vec least = splat(INFINITY);
+    for (int r = 0; r < t_.live; ++r) {
+      float* s = x_.s + r * kTile;
+      for (int j = n; j < width; ++j) s[j] = s[n - 1];  // neither the largest nor the least
+      Vec top = load(s);
+      for (int j = 0; j < width; j += Vec::width) {
+        top = max(top, load(s + j));
+        least = min(least, load(s + j));
+      }
+      const float m = x_.m[r] > largest(top) ? x_.m[r] : largest(top);
+      x_.keep[r] = x_.m[r] == m ? 1.f : std::exp(x_.m[r] - m);
+      x_.m[r] = m;
+    }
+    return largest(zero() - least) == INFINITY;
   }
 
   void add_values(int n) {
