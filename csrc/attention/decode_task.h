@@ -7,8 +7,6 @@
 namespace tokops {
 namespace {
 
-constexpr int kTile =
-    64;  // keys scored before their values are read: a tile of both fits the second cache
 constexpr int kMaxRows = 64, kMaxDim = 256;
 #if defined(__AVX512F__)
 constexpr int kLead = kTile;
@@ -106,7 +104,10 @@ class Finder {
         const int slot = where_ ? where_[list_[at]] - part_.slot_base : list_[at] - first_;
         if (where_ && (slot < 0 || slot >= len_)) continue;
         x.pos[x.n] = list_[at];
-        add(slot, 1, page, x);
+        const int from = enter(slot, page);
+        x.k[x.n] = page.k + from * part_.k.p;
+        x.v[x.n] = page.v + from * part_.v.p;
+        extend(page, from, 1, x);
       }
     } else if (at < to) {
       const int count = to - at < kTile ? to - at : kTile;
@@ -129,25 +130,34 @@ class Finder {
     int index;
   };
 
+  // Turns to the page of a slot and returns where the slot is in it.
+  int enter(int slot, Page& page) const {
+    if (slot < page.base || slot - page.base >= part_.P) {
+      const int i = slot / part_.P, index = table_[i];
+      page = {i * part_.P, k_ + index * part_.k.n, v_ + index * part_.v.n, index};
+    }
+    return slot - page.base;
+  }
+
+  // The next `count` keys of x are those of a page from slot `from` of it on.
+  static void extend(const Page& page, int from, int count, Rows& x) {
+    Stretch* last = x.stretch + x.stretches - 1;
+    if (x.stretches == 0 || last->page != page.index || last->slot + x.n - last->from != from)
+      *(last = x.stretch + x.stretches++) = {x.n, x.n, page.index, from};
+    x.n += count;
+    last->to = x.n;
+  }
+
   // Slots [slot, slot + count), behind the keys of x.
   void add(int slot, int count, Page& page, Rows& x) const {
-    const int P = part_.P;
     while (count > 0) {
-      if (slot < page.base || slot - page.base >= P) {
-        const int i = slot / P, index = table_[i];
-        page = {i * P, k_ + index * part_.k.n, v_ + index * part_.v.n, index};
-      }
-      const int from = slot - page.base, m = count < P - from ? count : P - from;
+      const int from = enter(slot, page), left = part_.P - from, m = count < left ? count : left;
       const uint8_t *k = page.k + from * part_.k.p, *v = page.v + from * part_.v.p;
       for (int j = 0; j < m; ++j) {
         x.k[x.n + j] = k + j * part_.k.p;
         x.v[x.n + j] = v + j * part_.v.p;
       }
-      Stretch* last = x.stretch + x.stretches - 1;
-      if (x.stretches == 0 || last->page != page.index || last->slot + x.n - last->from != from)
-        *(last = x.stretch + x.stretches++) = {x.n, x.n, page.index, from};
-      x.n += m;
-      last->to = x.n;
+      extend(page, from, m, x);
       slot += m;
       count -= m;
     }

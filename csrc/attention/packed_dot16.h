@@ -63,10 +63,9 @@ template <Codec C>
 struct WordDots {
   using Query = int16_t;
   using Sum = Ints;
-  static constexpr int kUnit = C == Codec::int8 || Vec::width == 16 ? 1 : 2;  // shares its bytes
-  static constexpr int kVecs = kUnit, kQuery = kWords;
+  static constexpr int kVecs = C == Codec::int8 || Vec::width == 16 ? 1 : 2, kQuery = kWords;
   static constexpr int keys(int rows) { return Vec::width == 16 || rows < 3 ? 4 : 2; }
-  static Ints codes(const uint8_t* row, int unit, int i) { return words<C>(row, unit * kUnit + i); }
+  static Ints codes(const uint8_t* row, int unit, int i) { return words<C>(row, unit * kVecs + i); }
   static Ints query(const int16_t* q) { return load_words(q); }
   static Ints add(Ints sum, Ints codes, Ints query) { return add_products(sum, codes, query); }
   static Vec floats(Ints sum) { return tokops::floats(sum); }

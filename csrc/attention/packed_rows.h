@@ -174,6 +174,15 @@ inline void each_vector(int dim, const F& f) {
     for (int i = 0; i < U::kVecs; ++i) f(u * U::kVecs + i, U::offset(u, i));
 }
 
+// Leaves the compiler no choice but to hold x in a register here: it would load queries once per
+// key instead, and move sums about.
+template <class V>
+inline void pin([[maybe_unused]] V& x) {
+#if defined(__x86_64__)
+  asm("" : "+v"(x.v));
+#endif
+}
+
 // Where registers are few: what was loaded from the row is loaded again instead of kept in one.
 inline void forget([[maybe_unused]] const uint8_t*& row) {
 #if !defined(__AVX512F__)
@@ -192,7 +201,7 @@ struct FloatDots {
 #if defined(__AVX512F__)
   static constexpr int keys(int) { return 4; }
 #else
-  static constexpr int keys(int rows) { return rows < 4 ? 4 : 2; }
+  static constexpr int keys(int rows) { return rows < 3 || (rows == 3 && kVecs < 4) ? 4 : 2; }
 #endif
   static Vec codes(const uint8_t* row, int unit, int i) {
     Vec x[kVecs];
@@ -225,12 +234,12 @@ __attribute__((noinline)) void packed_dots(const typename P::Query* queries, int
         for (int i = 0; i < P::kVecs; ++i, q += step) {
           decltype(P::query(q)) y[R];
           for (int r = 0; r < R; ++r) y[r] = P::query(q + r * P::kQuery);
-          for (int r = 0; r < R; ++r) asm("" : "+v"(y[r].v));
+          for (int r = 0; r < R; ++r) pin(y[r]);
           for (int j = 0; j < J; ++j) {
             const auto x = P::codes(k[j], u, i);
             for (int r = 0; r < R; ++r) {
               sum[r][j] = P::add(sum[r][j], x, y[r]);
-              asm("" : "+v"(sum[r][j].v));
+              pin(sum[r][j]);
             }
           }
         }
@@ -257,36 +266,35 @@ inline void packed_scores(const typename P::Query* q, int rows, int groups, int 
   });
 }
 
-// out[r * os + d] = out * keep[r] + add[r] + sum_j w[r * ws + j] code_j[d] over the dimensions of N
-// units.
+// out[r * os + d] = out * keep[r] + add[r] + sum_j w[r * kTile + j] code_j[d] over the dimensions
+// of N units.
 template <Codec C, int R, int N>
-__attribute__((noinline)) void packed_weighted(const float* w, int ws, const uint8_t* const* v,
-                                               int n, int unit, const float* keep, const float* add,
+__attribute__((noinline)) void packed_weighted(const float* w, const uint8_t* const* v, int n,
+                                               int unit, const float* keep, const float* add,
                                                float* out, int os, Ahead& ahead) {
   using U = Unpack<C>;
   Vec acc[R][N * U::kVecs];
   for (int r = 0; r < R; ++r)
     for (int i = 0; i < N * U::kVecs; ++i) acc[r][i] = splat(add[r]);
-  const auto key = [&](int j) {
-    Vec y[R];
-    for (int r = 0; r < R; ++r) y[r] = splat(w[r * ws + j]);
-    const uint8_t* row = v[j];
-    for (int i = 0; i < N; ++i)
-      for (int m = 0; m < U::kVecs; ++m) {
-        if (U::kVecs > 1) forget(row);
-        const Vec x = FloatDots<C>::codes(row, unit + i, m);
-        for (int r = 0; r < R; ++r) {
-          Vec& a = acc[r][i * U::kVecs + m];
-          a = fma(y[r], x, a);
-        }
-      }
-  };
-  int j = 0;
-  for (; j + 4 <= n; j += 4) {
+  for (int j = 0; j < n;) {
     if (unit == 0) ahead.call(4);
-    for (int i = 0; i < 4; ++i) key(j + i);
+    const int end = n - j < 4 ? n : j + 4;
+#pragma GCC unroll 1  // or the sums of several keys leave the registers
+    for (; j < end; ++j) {
+      Vec y[R];
+      for (int r = 0; r < R; ++r) y[r] = splat(w[r * kTile + j]);
+      const uint8_t* row = v[j];
+      for (int i = 0; i < N; ++i)
+        for (int m = 0; m < U::kVecs; ++m) {
+          if (U::kVecs == 2) forget(row);
+          const Vec x = FloatDots<C>::codes(row, unit + i, m);
+          for (int r = 0; r < R; ++r) {
+            Vec& sum = acc[r][i * U::kVecs + m];
+            sum = fma(y[r], x, sum);
+          }
+        }
+    }
   }
-  for (; j < n; ++j) key(j);
   for (int r = 0; r < R; ++r)
     for (int i = 0; i < N * U::kVecs; ++i) {
       float* o = out + r * os + U::offset(unit + i / U::kVecs, i % U::kVecs);
@@ -296,9 +304,9 @@ __attribute__((noinline)) void packed_weighted(const float* w, int ws, const uin
 
 // The same for any number of rows over the units [unit, end).
 template <Codec C>
-inline void packed_values(const float* w, int ws, int rows, const uint8_t* const* v, int n,
-                          int unit, int end, const float* keep, const float* add, float* out,
-                          int os, Ahead& ahead) {
+inline void packed_values(const float* w, int rows, const uint8_t* const* v, int n, int unit,
+                          int end, const float* keep, const float* add, float* out, int os,
+                          Ahead& ahead) {
   constexpr int kVecs = Unpack<C>::kVecs;
 #if defined(__AVX512F__)
   constexpr int kRows = 8,
@@ -311,9 +319,9 @@ inline void packed_values(const float* w, int ws, int rows, const uint8_t* const
                   N = kSums > kVecs ? kSums / kVecs : 1;
     int u = unit;
     for (; u + N <= end; u += N)
-      packed_weighted<C, R, N>(w + r * ws, ws, v, n, u, keep + r, add + r, out + r * os, os, ahead);
+      packed_weighted<C, R, N>(w + r * kTile, v, n, u, keep + r, add + r, out + r * os, os, ahead);
     for (; u < end; ++u)
-      packed_weighted<C, R, 1>(w + r * ws, ws, v, n, u, keep + r, add + r, out + r * os, os, ahead);
+      packed_weighted<C, R, 1>(w + r * kTile, v, n, u, keep + r, add + r, out + r * os, os, ahead);
   });
 }
 

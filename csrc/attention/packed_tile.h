@@ -80,7 +80,7 @@ void load_scales(const Side& x, const Rows& t, int hkv, int groups, TileScales& 
     const int64_t at = run.page * x.s_n + hkv * x.s_h + run.slot * x.s_p;
     const int n = run.to - run.from;
     float *scale = y.scale + run.from, *zero = y.zero + run.from;
-    int done = load_eights(x, x.scale, at, n, groups, factor, scale);
+    int done = n < 8 ? 0 : load_eights(x, x.scale, at, n, groups, factor, scale);
     if (done)
       load_eights(x, x.zero ? x.zero : x.scale, at, n, groups,
                   x.zero                   ? 1
@@ -199,18 +199,24 @@ void score_channels(const Side& k, const Rows& t, int hkv, int rows, int dim, Pa
 // what a unit of a query stands for.
 void scale_scores(const PackedScratch& x, int first, int count, int n, int groups, const float* one,
                   float* s) {
-  for (int i = 0; i < count; ++i) {
-    const float *dots = x.dots + i * kDots, *sums = x.sums + (first + i) * groups;
-    const Vec unit = splat(one ? one[first + i] : 1.f);
-    for (int j = 0; j < n; j += Vec::width) {
-      Vec y = zero(), bias = zero();
-      for (int g = 0; g < groups; ++g) {
-        y = fma(load(dots + g * count * kDots + j), load(x.scales.scale + g * kTile + j), y);
-        bias = fma(splat(sums[g]), load(x.scales.zero + g * kTile + j), bias);
+  const auto rows = [&](auto known) {
+    const int all = decltype(known)::value ? decltype(known)::value : groups;
+    for (int i = 0; i < count; ++i) {
+      const float *dots = x.dots + i * kDots, *sums = x.sums + (first + i) * all;
+      const Vec unit = splat(one ? one[first + i] : 1.f);
+      for (int j = 0; j < n; j += Vec::width) {
+        Vec y = zero(), bias = zero();
+        for (int g = 0; g < all; ++g) {
+          y = fma(load(dots + g * count * kDots + j), load(x.scales.scale + g * kTile + j), y);
+          bias = fma(splat(sums[g]), load(x.scales.zero + g * kTile + j), bias);
+        }
+        store(s + (first + i) * kTile + j, fma(y, unit, bias));
       }
-      store(s + (first + i) * kTile + j, fma(y, unit, bias));
     }
-  }
+  };
+  if (groups == 1) return rows(Int<1>{});
+  if (groups == 2) return rows(Int<2>{});
+  rows(Int<0>{});
 }
 
 // s[r * kTile + j] = q_r . k_j; x holds the `rows` queries of `dim` elements and their sums.
@@ -249,8 +255,8 @@ void add_packed(const Side& v, const Rows& t, int hkv, const float* w, int rows,
       for (int i = 0; i < rows * dim; ++i) x.tmp[i] = 0;
       with_codec(v.codec, [&](auto codec) {
         constexpr Codec C = decltype(codec)::value;
-        packed_values<C>(w + from, kTile, rows, t.v + from, to - from, 0, units_of<C>(dim), x.none,
-                         x.none, x.tmp, dim, ahead);
+        packed_values<C>(w + from, rows, t.v + from, to - from, 0, units_of<C>(dim), x.none, x.none,
+                         x.tmp, dim, ahead);
       });
       for (int r = 0; r < rows; ++r) {
         float total = 0;
@@ -276,7 +282,7 @@ void add_packed(const Side& v, const Rows& t, int hkv, const float* w, int rows,
     with_codec(v.codec, [&](auto codec) {
       constexpr Codec C = decltype(codec)::value;
       const int units = units_of<C>(dim / groups);
-      packed_values<C>(x.w, kTile, rows, t.v, t.n, g * units, (g + 1) * units, keep, x.add, out, os,
+      packed_values<C>(x.w, rows, t.v, t.n, g * units, (g + 1) * units, keep, x.add, out, os,
                        ahead);
     });
   }

@@ -28,6 +28,8 @@ struct Scratch {
   alignas(64) T tile_kv[kTile * tiled];
   alignas(64) float norm[kTile];
   float m[kMaxRows], l[kMaxRows], keep[kMaxRows];
+  alignas(
+      64) float lanes[kMaxRows * Vec::width];  // of l, which is known when all tiles are through
   int row_pos[kMaxRows];
   Rows rows[2];  // of the tile at work and of the next
   PackedScratch packed;
@@ -50,6 +52,7 @@ class Item {
     for (int r = 0; r < t.live; ++r) {
       x.m[r] = -INFINITY;
       x.l[r] = 0;
+      store(x.lanes + r * Vec::width, zero());
       for (int c = 0; c < dim_; ++c) x.out[r * dim_ + c] = 0;
     }
   }
@@ -86,6 +89,7 @@ class Item {
       if (p_.scores) write_scores(n);
       if (p_.v) attend(n);
     }
+    for (int r = 0; r < t_.live; ++r) x_.l[r] = sum(load(x_.lanes + r * Vec::width));
   }
 
   int token(int r) const { return t_.t0 + r / t_.heads; }
@@ -309,7 +313,8 @@ class Item {
         total = total + e;
       }
       for (int j = width; tiles_ && j < kTile; j += Vec::width) store(s + j, zero());
-      x_.l[r] = x_.l[r] * x_.keep[r] + sum(total);
+      float* l = x_.lanes + r * Vec::width;
+      store(l, fma(load(l), splat(x_.keep[r]), total));
     }
     return holes;
   }
@@ -326,10 +331,12 @@ class Item {
         top = max(top, load(s + j));
         least = min(least, load(s + j));
       }
-      const float m = x_.m[r] > largest(top) ? x_.m[r] : largest(top);
-      x_.keep[r] = x_.m[r] == m ? 1.f : std::exp(x_.m[r] - m);
-      x_.m[r] = m;
+      x_.keep[r] = x_.m[r];
+      x_.m[r] = x_.m[r] > largest(top) ? x_.m[r] : largest(top);
     }
+    // A row that has seen nothing yet keeps next to nothing, of nothing.
+    for (int r = 0; r < t_.live; r += Vec::width)
+      store(x_.keep + r, exp_nonpositive(load(x_.keep + r) - load(x_.m + r)));
     return largest(zero() - least) == INFINITY;
   }
 

@@ -5,6 +5,9 @@
 namespace tokops {
 namespace {
 
+constexpr int kTile =
+    64;  // keys scored before their values are read: a tile of both fits the second cache
+
 template <int N>
 struct Int {
   static constexpr int value = N;
