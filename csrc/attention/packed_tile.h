@@ -75,23 +75,31 @@ inline int load_eights(const Side& x, const void* data, int64_t at, int n, int g
 // Token geometry. Keys behind n get zeros.
 void load_scales(const Side& x, const Rows& t, int hkv, int groups, TileScales& y) {
   const float factor = x.codec == Codec::e4m3 ? 256 : 1;
-  for (int i = 0; i < t.stretches; ++i) {
-    const Stretch& run = t.stretch[i];
-    const int64_t at = run.page * x.s_n + hkv * x.s_h + run.slot * x.s_p;
-    const int n = run.to - run.from;
-    float *scale = y.scale + run.from, *zero = y.zero + run.from;
-    int done = n < 8 ? 0 : load_eights(x, x.scale, at, n, groups, factor, scale);
+  const float middle = x.codec == Codec::int8 ? -128 : 0;  // of the codes, where no zero says so
+  const auto place = [&](const Stretch& run, int j) {
+    return run.page * x.s_n + hkv * x.s_h + (run.slot + j - run.from) * x.s_p;
+  };
+  const auto load_eight = [&](const Stretch& run, int j) {
+    const int64_t at = place(run, j);
+    const int n = run.to - j;
+    const int done = load_eights(x, x.scale, at, n, groups, factor, y.scale + j);
     if (done)
-      load_eights(x, x.zero ? x.zero : x.scale, at, n, groups,
-                  x.zero                   ? 1
-                  : x.codec == Codec::int8 ? -128
-                                           : 0,
-                  zero);
-    for (; done < n; ++done)
-      for (int g = 0; g < groups; ++g) {
-        scale[g * kTile + done] = scale_at(x, at + done * x.s_p + g * x.s_g);
-        zero[g * kTile + done] = zero_at(x, at + done * x.s_p + g * x.s_g);
-      }
+      load_eights(x, x.zero ? x.zero : x.scale, at, n, groups, x.zero ? 1 : middle, y.zero + j);
+    return done;
+  };
+  const bool long_ones = t.stretches * 8 <= t.n;  // no branch foresees where short ones end
+  for (int i = 0, j = 0; j < t.n;) {
+    i += j == t.stretch[i].to;
+    const Stretch& run = t.stretch[i];
+    if (long_ones && j == run.from) j += load_eight(run, j);
+    if (j == run.to) continue;
+    const int64_t at = place(run, j);
+    for (int g = 0; g < groups; ++g) {
+      const float one = stored(x, x.scale, at + g * x.s_g);
+      y.scale[g * kTile + j] = one * factor;
+      y.zero[g * kTile + j] = x.zero ? stored(x, x.zero, at + g * x.s_g) : one * middle;
+    }
+    ++j;
   }
   for (int g = 0; g < groups; ++g)
     for (int j = t.n; j < round_up(t.n, 16); ++j)
