@@ -7,8 +7,6 @@
 namespace tokops {
 namespace {
 
-constexpr int kTile =
-    64;  // keys scored before their values are read: a tile of both fits the second cache
 constexpr int kMaxRows = 64, kMaxDim = 256;
 #if defined(__AVX512F__)
 constexpr int kLead = kTile;
@@ -35,18 +33,18 @@ struct Range {
   int size() const { return hi - lo; }
 };
 
-// Where a key is kept.
-struct Spot {
-  int page, slot;
+// Keys [from, to) of a tile that lie in slots of one page, one behind the other from `slot` on.
+struct Stretch {
+  int from, to, page, slot;
 };
 
 // The keys of a tile.
 struct Rows {
-  int n;
+  int n, stretches;
   int first, last;  // least and largest logical position
   int pos[kTile];
-  Spot spot[kTile];
-  const char *k[kTile], *v[kTile];  // v right behind k; filled up behind n with readable rows
+  Stretch stretch[kTile];
+  const uint8_t *k[kTile + 4], *v[kTile + 4];  // filled up behind n with readable rows
 };
 
 // First entry of an ascending list that is not below `value`.
@@ -89,8 +87,8 @@ class Finder {
         list_(t.list),
         first_(part.first ? part.first[t.b] : 0),
         table_(part.table + t.b * part.table_b + t.hkv * part.table_h),
-        k_(static_cast<const char*>(part.k.data) + t.hkv * part.k.h),
-        v_(static_cast<const char*>(part.v.data) + t.hkv * part.v.h) {
+        k_(static_cast<const uint8_t*>(part.k.data) + t.hkv * part.k.h),
+        v_(static_cast<const uint8_t*>(part.v.data) + t.hkv * part.v.h) {
     const int64_t head = int64_t(t.b) * p.Hkv + t.hkv;
     if (part.positions) positions_ = part.positions + head * part.pages * part.P;
     if (part.positions && list_) where_ = part.where + head * part.where_len;
@@ -99,51 +97,83 @@ class Finder {
 
   // Fills x with the next keys of [at, to), none if there are no more; returns where to go on.
   int find(int at, int to, Rows& x) const {
-    int slot[kTile];
-    x.n = 0;
-    if (where_) {
+    x.n = x.stretches = 0;
+    Page page{-part_.P, nullptr, nullptr, 0};
+    if (list_) {
       for (; at < to && x.n < kTile; ++at) {
-        const int s = where_[list_[at]] - part_.slot_base;
-        if (s < 0 || s >= len_) continue;
+        const int slot = where_ ? where_[list_[at]] - part_.slot_base : list_[at] - first_;
+        if (where_ && (slot < 0 || slot >= len_)) continue;
         x.pos[x.n] = list_[at];
-        slot[x.n++] = s;
+        const int from = enter(slot, page);
+        x.k[x.n] = page.k + from * part_.k.p;
+        x.v[x.n] = page.v + from * part_.v.p;
+        extend(page, from, 1, x);
       }
-    } else {
-      x.n = to - at < kTile ? (to > at ? to - at : 0) : kTile;
-      for (int j = 0; j < x.n; ++j) {
-        x.pos[j] = list_ ? list_[at + j] : positions_ ? positions_[at + j] : first_ + at + j;
-        slot[j] = list_ ? x.pos[j] - first_ : at + j;
-      }
-      at += x.n;
+    } else if (at < to) {
+      const int count = to - at < kTile ? to - at : kTile;
+      if (positions_)
+        for (int j = 0; j < count; ++j) x.pos[j] = positions_[at + j];
+      else
+        for (int j = 0; j < count; ++j) x.pos[j] = first_ + at + j;
+      add(at, count, page, x);
+      at += count;
     }
-    if (x.n == 0) return at;
-    place(slot, x);
+    if (x.n > 0) complete(x);
+    return at;
+  }
+
+ private:
+  // The page at work: its first slot, its rows of keys and of values, and its place in the pool.
+  struct Page {
+    int base;
+    const uint8_t *k, *v;
+    int index;
+  };
+
+  // Turns to the page of a slot and returns where the slot is in it.
+  int enter(int slot, Page& page) const {
+    if (slot < page.base || slot - page.base >= part_.P) {
+      const int i = slot / part_.P, index = table_[i];
+      page = {i * part_.P, k_ + index * part_.k.n, v_ + index * part_.v.n, index};
+    }
+    return slot - page.base;
+  }
+
+  // The next `count` keys of x are those of a page from slot `from` of it on.
+  static void extend(const Page& page, int from, int count, Rows& x) {
+    Stretch* last = x.stretch + x.stretches - 1;
+    if (x.stretches == 0 || last->page != page.index || last->slot + x.n - last->from != from)
+      *(last = x.stretch + x.stretches++) = {x.n, x.n, page.index, from};
+    x.n += count;
+    last->to = x.n;
+  }
+
+  // Slots [slot, slot + count), behind the keys of x.
+  void add(int slot, int count, Page& page, Rows& x) const {
+    while (count > 0) {
+      const int from = enter(slot, page), left = part_.P - from, m = count < left ? count : left;
+      const uint8_t *k = page.k + from * part_.k.p, *v = page.v + from * part_.v.p;
+      for (int j = 0; j < m; ++j) {
+        x.k[x.n + j] = k + j * part_.k.p;
+        x.v[x.n + j] = v + j * part_.v.p;
+      }
+      extend(page, from, m, x);
+      slot += m;
+      count -= m;
+    }
+  }
+
+  // What follows from the keys: the range of positions, and readable rows behind them.
+  void complete(Rows& x) const {
+    for (int j = x.n; j < kTile + 4; ++j) {
+      x.k[j] = x.k[x.n - 1];
+      x.v[j] = x.v[x.n - 1];
+    }
     x.first = x.pos[0];
     x.last = x.pos[x.n - 1];
     for (int j = 0; positions_ && j < x.n; ++j) {
       x.first = x.pos[j] < x.first ? x.pos[j] : x.first;
       x.last = x.pos[j] > x.last ? x.pos[j] : x.last;
-    }
-    return at;
-  }
-
- private:
-  void place(const int* slot, Rows& x) const {
-    const int P = part_.P;
-    for (int j = 0; j < x.n;) {  // one page after the other
-      const int index = slot[j] / P, base = index * P, page = table_[index];
-      const char* k = k_ + page * part_.k.n;
-      const char* v = v_ + page * part_.v.n;
-      for (; j < x.n && slot[j] >= base && slot[j] - base < P; ++j) {
-        const int s = slot[j] - base;
-        x.spot[j] = {page, s};
-        x.k[j] = k + s * part_.k.p;
-        x.v[j] = v + s * part_.v.p;
-      }
-    }
-    for (int j = x.n; j < kTile; ++j) {
-      x.k[j] = x.k[x.n - 1];
-      x.v[j] = x.v[x.n - 1];
     }
   }
 
@@ -151,7 +181,7 @@ class Finder {
   const int32_t *list_, *positions_ = nullptr, *where_ = nullptr;
   int first_, len_;
   const int32_t* table_;
-  const char *k_, *v_;
+  const uint8_t *k_, *v_;
 };
 
 }  // namespace

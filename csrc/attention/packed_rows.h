@@ -41,13 +41,14 @@ inline Vec fp8(const uint8_t* p) {
   const __m256i rest = _mm256_slli_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0x7f)), 7);
   return {_mm512_cvtph_ps(_mm256_or_si256(sign, rest))};
 }
+// Sums of neighbours: of a, of b, within every four lanes.
+inline Vec add_pairs(Vec a, Vec b) {
+  return {_mm512_add_ps(_mm512_shuffle_ps(a.v, b.v, 0x88), _mm512_shuffle_ps(a.v, b.v, 0xdd))};
+}
 inline void store_sums(float* out, Vec a, Vec b, Vec c, Vec d) {
-  const auto fold = [](Vec x) {
-    return _mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
-  };
-  const __m256 x =
-      _mm256_hadd_ps(_mm256_hadd_ps(fold(a), fold(b)), _mm256_hadd_ps(fold(c), fold(d)));
-  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
+  const __m512 x = add_pairs(add_pairs(a, b), add_pairs(c, d)).v;
+  const __m256 y = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1)));
 }
 #elif defined(__AVX2__)
 struct Ints {
@@ -70,8 +71,11 @@ inline Vec fp8(const uint8_t* p) {
   const __m128i rest = _mm_slli_epi16(_mm_and_si128(x, _mm_set1_epi16(0x7f)), 7);
   return {_mm256_cvtph_ps(_mm_or_si128(sign, rest))};
 }
+inline Vec add_pairs(Vec a, Vec b) {
+  return {_mm256_add_ps(_mm256_shuffle_ps(a.v, b.v, 0x88), _mm256_shuffle_ps(a.v, b.v, 0xdd))};
+}
 inline void store_sums(float* out, Vec a, Vec b, Vec c, Vec d) {
-  const __m256 x = _mm256_hadd_ps(_mm256_hadd_ps(a.v, b.v), _mm256_hadd_ps(c.v, d.v));
+  const __m256 x = add_pairs(add_pairs(a, b), add_pairs(c, d)).v;
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
 }
 #else
@@ -161,80 +165,134 @@ inline int units_of(int dims) {
   return dims * Unpack<C>::kUnits / 32;
 }
 
-// s[r * stride + j] = sum over groups g of scale[g * scale_stride + j] * (q_r . k_j in g), for R
-// rows and J keys. With One, the only group's scale is left to the caller.
-template <Codec C, bool One, int R, int J>
-inline void packed_dots(const float* q, int q_stride, int groups, int units,
-                        const uint8_t* const* k, const float* scale, int scale_stride, float* s,
-                        int stride) {
+// f(v, c) for the vectors v of a row in the order in which they are unpacked: v holds the
+// dimensions from c on.
+template <Codec C, class F>
+inline void each_vector(int dim, const F& f) {
   using U = Unpack<C>;
-  constexpr int kSums = (R * J + 3) / 4 * 4;
-  Vec total[kSums];
-  for (int i = 0; i < kSums; ++i) total[i] = zero();
-  for (int g = 0, u = 0; g < groups; ++g) {
-    Vec acc[R][J];
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < J; ++j) acc[r][j] = zero();
-    for (const int end = u + units; u < end; ++u)
-      for (int j = 0; j < J; ++j) {
-        Vec x[U::kVecs];
-        U::load(k[j], u, x);
-        for (int i = 0; i < U::kVecs; ++i)
-          for (int r = 0; r < R; ++r)
-            acc[r][j] = fma(load(q + r * q_stride + U::offset(u, i)), x[i], acc[r][j]);
-      }
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < J; ++j)
-        total[r * J + j] =
-            One ? acc[r][j] : fma(acc[r][j], splat(scale[g * scale_stride + j]), total[r * J + j]);
-  }
-  float sums[kSums];
-  for (int i = 0; i < kSums; i += 4)
-    store_sums(sums + i, total[i], total[i + 1], total[i + 2], total[i + 3]);
-  for (int r = 0; r < R; ++r)
-    for (int j = 0; j < J; ++j) s[r * stride + j] = sums[r * J + j];
+  for (int u = 0; u < units_of<C>(dim); ++u)
+    for (int i = 0; i < U::kVecs; ++i) f(u * U::kVecs + i, U::offset(u, i));
 }
 
-// The same for any number of rows and n keys, four at a time: rows of k up to the next multiple are
-// read, and columns of s up to it written.
-template <Codec C, bool One>
-inline void packed_scores(const float* q, int q_stride, int rows, int groups, int units,
-                          const uint8_t* const* k, int n, const float* scale, int scale_stride,
-                          float* s, int stride, Ahead& ahead) {
-  for (int j = 0; j < n; j += 4) {
-    ahead.call(4);
-    in_blocks<4>(rows, [&](int r, auto count) {
-#if defined(__AVX512F__)
-      constexpr int R = decltype(count)::value, J = 4;
-#else
-      constexpr int R = decltype(count)::value, J = R == 4 ? 2 : 4;  // sums that the registers hold
+// Leaves the compiler no choice but to hold x in a register here: it would load queries once per
+// key instead, and move sums about.
+template <class V>
+inline void pin([[maybe_unused]] V& x) {
+#if defined(__x86_64__)
+  asm("" : "+v"(x.v));
 #endif
-      for (int i = j; i < j + 4; i += J)
-        packed_dots<C, One, R, J>(q + r * q_stride, q_stride, groups, units, k + i, scale + i,
-                                  scale_stride, s + r * stride + i, stride);
-    });
+}
+
+// Where registers are few: what was loaded from the row is loaded again instead of kept in one.
+inline void forget([[maybe_unused]] const uint8_t*& row) {
+#if !defined(__AVX512F__)
+  asm("" : "+r"(row));
+#endif
+}
+
+// How queries meet codes: a unit is kVecs vectors, and a vector stands beside kQuery elements of a
+// query. This way codes become floats.
+template <Codec C>
+struct FloatDots {
+  using Query = float;
+  using Sum = Vec;
+  static constexpr int kVecs = Unpack<C>::kVecs, kQuery = Vec::width;
+  // Keys whose sums the registers hold for R rows, with the rows' queries and one vector of codes.
+#if defined(__AVX512F__)
+  static constexpr int keys(int) { return 4; }
+#else
+  static constexpr int keys(int rows) { return rows < 3 || (rows == 3 && kVecs < 4) ? 4 : 2; }
+#endif
+  static Vec codes(const uint8_t* row, int unit, int i) {
+    Vec x[kVecs];
+    Unpack<C>::load(row, unit, x);
+    return x[i];
+  }
+  static Vec query(const float* q) { return load(q); }
+  static Vec add(Vec sum, Vec codes, Vec query) { return fma(codes, query, sum); }
+  static Vec floats(Vec sum) { return sum; }
+};
+
+constexpr int kDots = 72;  // room for the products of a row with a tile's keys, and a few behind
+
+// dots[(g * R + r) * kDots + j] = q_r . k_j in group g, for R rows and n keys; up to three more
+// rows of k are read. A group has `units` units; Units is the same, or 0 where it is known late.
+// Queries lie vector by vector, `rows` of them side by side.
+template <class P, int R, int Units>
+__attribute__((noinline)) void packed_dots(const typename P::Query* queries, int rows, int groups,
+                                           int units, const uint8_t* const* k, int n, float* dots,
+                                           Ahead& ahead) {
+  constexpr int J = P::keys(R), kSums = (R * J + 3) / 4 * 4;
+  const int step = rows * P::kQuery;
+  for (int first = 0; first < n; first += J, k += J, dots += J) {
+    ahead.call(J);
+    const typename P::Query* q = queries;
+    float* to = dots;
+    for (int g = 0, u = 0; g < groups; ++g) {
+      typename P::Sum sum[R][J] = {};
+      for (const int end = u + (Units ? Units : units); u < end; ++u)
+        for (int i = 0; i < P::kVecs; ++i, q += step) {
+          decltype(P::query(q)) y[R];
+          for (int r = 0; r < R; ++r) y[r] = P::query(q + r * P::kQuery);
+          for (int r = 0; r < R; ++r) pin(y[r]);
+          for (int j = 0; j < J; ++j) {
+            const auto x = P::codes(k[j], u, i);
+            for (int r = 0; r < R; ++r) {
+              sum[r][j] = P::add(sum[r][j], x, y[r]);
+              pin(sum[r][j]);
+            }
+          }
+        }
+      Vec total[kSums] = {};
+      for (int i = 0; i < R * J; ++i) total[i] = P::floats(sum[i / J][i % J]);
+      float sums[kSums];
+      for (int i = 0; i < kSums; i += 4)
+        store_sums(sums + i, total[i], total[i + 1], total[i + 2], total[i + 3]);
+      for (int r = 0; r < R; ++r, to += kDots) std::memcpy(to, sums + r * J, J * sizeof(float));
+    }
   }
 }
 
-// out[r * os + d] = out * keep[r] + add[r] + sum_j w[r * ws + j] code_j[d] over the dimensions of N
-// units.
+// The same for any number of rows: finish(first, R) after every R of them.
+template <class P, class F>
+inline void packed_scores(const typename P::Query* q, int rows, int groups, int units,
+                          const uint8_t* const* k, int n, float* dots, Ahead& ahead,
+                          const F& finish) {
+  in_blocks<4>(rows, [&](int r, auto count) {
+    constexpr int R = decltype(count)::value, kUsual = 64 / (P::kVecs * P::kQuery);
+    const auto multiply = units == kUsual ? packed_dots<P, R, kUsual> : packed_dots<P, R, 0>;
+    multiply(q + r * P::kQuery, rows, groups, units, k, n, dots, ahead);
+    finish(r, R);
+  });
+}
+
+// out[r * os + d] = out * keep[r] + add[r] + sum_j w[r * kTile + j] code_j[d] over the dimensions
+// of N units.
 template <Codec C, int R, int N>
-inline void packed_weighted(const float* w, int ws, const uint8_t* const* v, int n, int unit,
-                            const float* keep, const float* add, float* out, int os, Ahead& ahead) {
+__attribute__((noinline)) void packed_weighted(const float* w, const uint8_t* const* v, int n,
+                                               int unit, const float* keep, const float* add,
+                                               float* out, int os, Ahead& ahead) {
   using U = Unpack<C>;
   Vec acc[R][N * U::kVecs];
   for (int r = 0; r < R; ++r)
     for (int i = 0; i < N * U::kVecs; ++i) acc[r][i] = splat(add[r]);
-  for (int j = 0; j < n; ++j) {
-    if (unit == 0) ahead.call(1);
-    Vec y[R];
-    for (int r = 0; r < R; ++r) y[r] = splat(w[r * ws + j]);
-    for (int i = 0; i < N; ++i) {
-      Vec x[U::kVecs];
-      U::load(v[j], unit + i, x);
-      for (int m = 0; m < U::kVecs; ++m)
-        for (int r = 0; r < R; ++r)
-          acc[r][i * U::kVecs + m] = fma(y[r], x[m], acc[r][i * U::kVecs + m]);
+  for (int j = 0; j < n;) {
+    if (unit == 0) ahead.call(4);
+    const int end = n - j < 4 ? n : j + 4;
+#pragma GCC unroll 1  // or the sums of several keys leave the registers
+    for (; j < end; ++j) {
+      Vec y[R];
+      for (int r = 0; r < R; ++r) y[r] = splat(w[r * kTile + j]);
+      const uint8_t* row = v[j];
+      for (int i = 0; i < N; ++i)
+        for (int m = 0; m < U::kVecs; ++m) {
+          if (U::kVecs == 2) forget(row);
+          const Vec x = FloatDots<C>::codes(row, unit + i, m);
+          for (int r = 0; r < R; ++r) {
+            Vec& sum = acc[r][i * U::kVecs + m];
+            sum = fma(y[r], x, sum);
+          }
+        }
     }
   }
   for (int r = 0; r < R; ++r)
@@ -246,24 +304,24 @@ inline void packed_weighted(const float* w, int ws, const uint8_t* const* v, int
 
 // The same for any number of rows over the units [unit, end).
 template <Codec C>
-inline void packed_values(const float* w, int ws, int rows, const uint8_t* const* v, int n,
-                          int unit, int end, const float* keep, const float* add, float* out,
-                          int os, Ahead& ahead) {
+inline void packed_values(const float* w, int rows, const uint8_t* const* v, int n, int unit,
+                          int end, const float* keep, const float* add, float* out, int os,
+                          Ahead& ahead) {
   constexpr int kVecs = Unpack<C>::kVecs;
 #if defined(__AVX512F__)
   constexpr int kRows = 8,
                 kWide = 4;  // rows whose sums the registers hold, by two and four vectors
 #else
-  constexpr int kRows = kVecs == 4 ? 2 : 4, kWide = 2;
+  constexpr int kRows = kVecs == 4 ? 2 : 4, kWide = 3;
 #endif
   in_blocks<kRows>(rows, [&](int r, auto count) {
     constexpr int R = decltype(count)::value, kSums = R <= kWide ? 4 : 2,
                   N = kSums > kVecs ? kSums / kVecs : 1;
     int u = unit;
     for (; u + N <= end; u += N)
-      packed_weighted<C, R, N>(w + r * ws, ws, v, n, u, keep + r, add + r, out + r * os, os, ahead);
+      packed_weighted<C, R, N>(w + r * kTile, v, n, u, keep + r, add + r, out + r * os, os, ahead);
     for (; u < end; ++u)
-      packed_weighted<C, R, 1>(w + r * ws, ws, v, n, u, keep + r, add + r, out + r * os, os, ahead);
+      packed_weighted<C, R, 1>(w + r * kTile, v, n, u, keep + r, add + r, out + r * os, os, ahead);
   });
 }
 

@@ -8,15 +8,17 @@ namespace {
 
 constexpr int kMaxGroups = kMaxDim / 16;
 
-// Scales and zeros of a tile, [group of dimensions][key].
+// Scales and zeros of a tile, [group of dimensions][key], or of a run of its keys, [dimension].
 struct TileScales {
   alignas(64) float scale[kMaxGroups * kTile], zero[kMaxGroups * kTile];
 };
 
+// Queries lie as packed_dots wants them.
 struct PackedScratch {
   TileScales scales;
   alignas(64) float w[kMaxRows * kTile], q[kMaxRows * kMaxDim], tmp[kMaxRows * kMaxDim];
-  float sums[kMaxRows * kMaxGroups];  // of the queries by group, [row][group]
+  float sums[kMaxRows * kMaxGroups];               // of the queries by group, [row][group]
+  alignas(64) float dots[4 * kMaxGroups * kDots];  // of up to four rows, [group][row][key]
   float add[kMaxRows], none[kMaxRows];
   bool by_integers;  // q16 and q_scale hold the queries too
   alignas(64) int16_t q16[kMaxRows * kMaxDim];
@@ -38,19 +40,20 @@ inline float zero_at(const Side& x, int64_t at) {
 
 inline int groups_of(const Side& x, int dim) { return x.channel ? 1 : dim / x.group; }
 
-// The scales of a run of keys that lie one behind the other, one or two groups each, eight keys at
-// a time.
-inline bool load_run(const Side& x, const void* data, int64_t at, int n, int groups, float factor,
-                     float* out) {
+// The scales of keys that lie one behind the other, one or two groups each: as many as come eight
+// at a time. Returns how many.
+inline int load_eights(const Side& x, const void* data, int64_t at, int n, int groups, float factor,
+                       float* out) {
 #if defined(__AVX2__)
-  if (x.wide_scale || n % 8 || x.s_g != 1 || x.s_p != groups || groups > 2) return false;
+  if (x.wide_scale || x.s_g != 1 || x.s_p != groups || groups > 2) return 0;
   const f16* from = static_cast<const f16*>(data) + at;
   const __m256 f = _mm256_set1_ps(factor);
   const auto eight = [&](int i) {
     return _mm256_mul_ps(
         _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))), f);
   };
-  for (int j = 0; j < n; j += 8) {
+  int j = 0;
+  for (; j + 8 <= n; j += 8) {
     const __m256 a = eight(j * groups);
     if (groups == 1) {
       _mm256_storeu_ps(out + j, a);
@@ -63,146 +66,211 @@ inline bool load_run(const Side& x, const void* data, int64_t at, int n, int gro
     _mm256_storeu_ps(out + j, order(_mm256_shuffle_ps(a, b, 0x88)));
     _mm256_storeu_ps(out + kTile + j, order(_mm256_shuffle_ps(a, b, 0xdd)));
   }
-  return true;
+  return j;
 #else
-  return false;
+  return 0;
 #endif
 }
 
 // Token geometry. Keys behind n get zeros.
 void load_scales(const Side& x, const Rows& t, int hkv, int groups, TileScales& y) {
-  const auto place = [&](int j) {
-    return t.spot[j].page * x.s_n + hkv * x.s_h + t.spot[j].slot * x.s_p;
+  const float factor = x.codec == Codec::e4m3 ? 256 : 1;
+  const float middle = x.codec == Codec::int8 ? -128 : 0;  // of the codes, where no zero says so
+  const auto place = [&](const Stretch& run, int j) {
+    return run.page * x.s_n + hkv * x.s_h + (run.slot + j - run.from) * x.s_p;
   };
-  bool run = t.spot[t.n - 1].page == t.spot[0].page &&
-             t.spot[t.n - 1].slot - t.spot[0].slot == t.n - 1 &&
-             load_run(x, x.scale, place(0), t.n, groups, x.codec == Codec::e4m3 ? 256 : 1, y.scale);
-  if (run && x.zero) run = load_run(x, x.zero, place(0), t.n, groups, 1, y.zero);
-  if (run && !x.zero)
-    run = load_run(x, x.scale, place(0), t.n, groups, x.codec == Codec::int8 ? -128 : 0, y.zero);
-  const int width = round_up(t.n, 16);
-  for (int g = 0; g < groups; ++g) {
-    float *scale = y.scale + g * kTile, *zero = y.zero + g * kTile;
-    for (int j = 0; j < t.n && !run; ++j) {
-      scale[j] = scale_at(x, place(j) + g * x.s_g);
-      zero[j] = zero_at(x, place(j) + g * x.s_g);
+  const auto load_eight = [&](const Stretch& run, int j) {
+    const int64_t at = place(run, j);
+    const int n = run.to - j;
+    const int done = load_eights(x, x.scale, at, n, groups, factor, y.scale + j);
+    if (done)
+      load_eights(x, x.zero ? x.zero : x.scale, at, n, groups, x.zero ? 1 : middle, y.zero + j);
+    return done;
+  };
+  const bool long_ones = t.stretches * 8 <= t.n;  // no branch foresees where short ones end
+  for (int i = 0, j = 0; j < t.n;) {
+    i += j == t.stretch[i].to;
+    const Stretch& run = t.stretch[i];
+    if (long_ones && j == run.from) j += load_eight(run, j);
+    if (j == run.to) continue;
+    const int64_t at = place(run, j);
+    for (int g = 0; g < groups; ++g) {
+      const float one = stored(x, x.scale, at + g * x.s_g);
+      y.scale[g * kTile + j] = one * factor;
+      y.zero[g * kTile + j] = x.zero ? stored(x, x.zero, at + g * x.s_g) : one * middle;
     }
-    for (int j = t.n; j < width; ++j) scale[j] = zero[j] = 0;
+    ++j;
   }
+  for (int g = 0; g < groups; ++g)
+    for (int j = t.n; j < round_up(t.n, 16); ++j)
+      y.scale[g * kTile + j] = y.zero[g * kTile + j] = 0;
 }
 
 void load_norms(const Side& x, const Rows& t, int hkv, float* norm) {
-  for (int j = 0; j < t.n; ++j)
-    norm[j] =
-        half_value(x.norm[t.spot[j].page * x.norm_n + hkv * x.norm_h + t.spot[j].slot * x.norm_p]);
+  for (int i = 0; i < t.stretches; ++i) {
+    const Stretch& run = t.stretch[i];
+    const uint16_t* from = x.norm + run.page * x.norm_n + hkv * x.norm_h + run.slot * x.norm_p;
+    for (int j = run.from; j < run.to; ++j) norm[j] = half_value(from[(j - run.from) * x.norm_p]);
+  }
   for (int j = t.n; j < round_up(t.n, 16); ++j) norm[j] = 1;
 }
 
 // Calls f(from, to, offset of the scales of channel 0) for runs of keys that share them.
 template <class F>
 void channel_runs(const Side& x, const Rows& t, int hkv, const F& f) {
-  for (int j = 0; j < t.n;) {
-    const int page = t.spot[j].page, group = t.spot[j].slot / x.group, from = j;
-    while (j < t.n && t.spot[j].page == page && t.spot[j].slot / x.group == group) ++j;
+  const auto group_of = [&](const Stretch& run, int j) {
+    return (run.slot + j - run.from) / x.group;
+  };
+  for (int i = 0, j = 0; j < t.n;) {
+    const int page = t.stretch[i].page, group = group_of(t.stretch[i], j), from = j;
+    while (j < t.n && t.stretch[i].page == page && group_of(t.stretch[i], j) == group) {
+      const Stretch& run = t.stretch[i];
+      const int end = run.from + (group + 1) * x.group - run.slot;  // of the group in this stretch
+      j = end < run.to ? end : run.to;
+      if (j == run.to) ++i;
+    }
     f(from, j, page * x.s_n + hkv * x.s_h + group * x.s_p);
   }
 }
 
-// The rows of a tile as bytes, and some behind them, for products of four keys at a time.
-struct ByteRows {
-  const uint8_t* at[kTile + 4];
-  explicit ByteRows(const char* const* rows) {
-    for (int j = 0; j < kTile + 4; ++j)
-      at[j] = reinterpret_cast<const uint8_t*>(rows[j < kTile ? j : kTile - 1]);
+// Channel geometry: scales and zeros of all dimensions; `at` is the scale of the first.
+void load_channels(const Side& x, int64_t at, int dim, TileScales& y) {
+  for (int c = 0; c < dim; ++c) {
+    y.scale[c] = scale_at(x, at + c * x.s_g);
+    y.zero[c] = zero_at(x, at + c * x.s_g);
   }
-};
-
-void sum_groups(const float* q, int rows, int dim, int groups, float* sums) {
-  const int size = dim / groups;
-  for (int r = 0; r < rows; ++r)
-    for (int g = 0; g < groups; ++g) {
-      float total = 0;
-      for (int c = 0; c < size; ++c) total += q[r * dim + g * size + c];
-      sums[r * groups + g] = total;
-    }
 }
 
-// s[r * kTile + j] = q_r . k_j; x.q holds `rows` queries of `dim` floats and x.sums their sums by
-// group.
+// Whether scores can come from products of integers.
+inline bool integer_products(const Side& k, int dim) {
+#if defined(__AVX2__)
+  const bool integers = k.codec == Codec::int8 || k.codec == Codec::int4 || k.codec == Codec::int2;
+  return integers && !k.channel && dim / groups_of(k, dim) % kWords == 0;
+#else
+  return false;
+#endif
+}
+
+// Row r of `rows` queries into x: rounded to 8 bits where x.by_integers says so, which a row that
+// is not finite takes back.
+void place_packed_query(const Side& k, float* row, int r, int rows, int dim, PackedScratch& x) {
+  if (x.by_integers) {
+    int16_t rounded[kMaxDim];
+    const float one = x.q_scale[r] = round_row(row, dim, 127, rounded);
+    x.by_integers = one == one;
+    for (int c = 0; c < dim && x.by_integers; ++c) {
+      row[c] = rounded[c] * one;
+      x.q16[(c / kWords * rows + r) * kWords + c % kWords] = rounded[c];
+    }
+  }
+  with_codec(k.codec, [&](auto codec) {
+    each_vector<decltype(codec)::value>(
+        dim, [&](int v, int c) { store(x.q + (v * rows + r) * Vec::width, load(row + c)); });
+  });
+  const int groups = groups_of(k, dim), size = dim / groups;
+  for (int g = 0; g < groups; ++g) {
+    float total = 0;
+    for (int c = 0; c < size; ++c) total += row[g * size + c];
+    x.sums[r * groups + g] = total;
+  }
+}
+
+// Channel geometry: the queries take up the scales of every run of keys.
+void score_channels(const Side& k, const Rows& t, int hkv, int rows, int dim, PackedScratch& x,
+                    float* s, Ahead& ahead) {
+  channel_runs(k, t, hkv, [&](int from, int to, int64_t at) {
+    load_channels(k, at, dim, x.scales);
+    with_codec(k.codec, [&](auto codec) {
+      constexpr Codec C = decltype(codec)::value;
+      for (int r = 0; r < rows; ++r) {
+        Vec bias = zero();
+        each_vector<C>(dim, [&](int v, int c) {
+          const int i = (v * rows + r) * Vec::width;
+          const Vec q = load(x.q + i);
+          store(x.tmp + i, q * load(x.scales.scale + c));
+          bias = fma(q, load(x.scales.zero + c), bias);
+        });
+        x.add[r] = sum(bias);
+      }
+      packed_scores<FloatDots<C>>(x.tmp, rows, 1, units_of<C>(dim), t.k + from, to - from, x.dots,
+                                  ahead, [&](int first, int count) {
+                                    for (int i = 0; i < count; ++i)
+                                      for (int j = from; j < to; ++j)
+                                        s[(first + i) * kTile + j] =
+                                            x.dots[i * kDots + j - from] + x.add[first + i];
+                                  });
+    });
+  });
+}
+
+// Rows [first, first + count) of s from their products: the groups' scales and zeros, and `one`,
+// what a unit of a query stands for.
+void scale_scores(const PackedScratch& x, int first, int count, int n, int groups, const float* one,
+                  float* s) {
+  const auto rows = [&](auto known) {
+    const int all = decltype(known)::value ? decltype(known)::value : groups;
+    for (int i = 0; i < count; ++i) {
+      const float *dots = x.dots + i * kDots, *sums = x.sums + (first + i) * all;
+      const Vec unit = splat(one ? one[first + i] : 1.f);
+      for (int j = 0; j < n; j += Vec::width) {
+        Vec y = zero(), bias = zero();
+        for (int g = 0; g < all; ++g) {
+          y = fma(load(dots + g * count * kDots + j), load(x.scales.scale + g * kTile + j), y);
+          bias = fma(splat(sums[g]), load(x.scales.zero + g * kTile + j), bias);
+        }
+        store(s + (first + i) * kTile + j, fma(y, unit, bias));
+      }
+    }
+  };
+  if (groups == 1) return rows(Int<1>{});
+  if (groups == 2) return rows(Int<2>{});
+  rows(Int<0>{});
+}
+
+// s[r * kTile + j] = q_r . k_j; x holds the `rows` queries of `dim` elements and their sums.
 void score_packed(const Side& k, const Rows& t, int hkv, int rows, int dim, PackedScratch& x,
                   float* s, Ahead& ahead) {
-  const ByteRows keys(t.k);
-  const int groups = groups_of(k, dim);
-  if (k.channel) {
-    channel_runs(k, t, hkv, [&](int from, int to, int64_t at) {
-      for (int r = 0; r < rows; ++r) {
-        float bias = 0;
-        for (int c = 0; c < dim; ++c) {
-          const float q = x.q[r * dim + c];
-          x.tmp[r * dim + c] = q * scale_at(k, at + c * k.s_g);
-          bias += q * zero_at(k, at + c * k.s_g);
-        }
-        x.add[r] = bias;
-      }
-      with_codec(k.codec, [&](auto codec) {
-        constexpr Codec C = decltype(codec)::value;
-        packed_scores<C, true>(x.tmp, dim, rows, 1, units_of<C>(dim), keys.at + from, to - from,
-                               nullptr, 0, x.w, kTile, ahead);
-      });
-      for (int r = 0; r < rows; ++r)
-        for (int j = from; j < to; ++j) s[r * kTile + j] = x.w[r * kTile + j - from] + x.add[r];
-    });
-    return;
-  }
+  if (k.channel) return score_channels(k, t, hkv, rows, dim, x, s, ahead);
+  const int groups = groups_of(k, dim), size = dim / groups;
   load_scales(k, t, hkv, groups, x.scales);
+  const float* one = x.by_integers ? x.q_scale : nullptr;
+  const auto finish = [&](int first, int count) {
+    scale_scores(x, first, count, t.n, groups, one, s);
+  };
   with_codec(k.codec, [&](auto codec) {
     constexpr Codec C = decltype(codec)::value;
 #if defined(__AVX2__)
+    using Words = WordDots<C>;
     if constexpr (C == Codec::int8 || C == Codec::int4 || C == Codec::int2)
-      if (x.by_integers) {
-        scores16<C>(x.q16, x.q_scale, dim, rows, groups, keys.at, t.n, x.scales.scale, kTile, x.tmp,
-                    s, kTile, ahead);
-        return;
-      }
+      if (x.by_integers)
+        return packed_scores<Words>(x.q16, rows, groups, size / (Words::kVecs * kWords), t.k, t.n,
+                                    x.dots, ahead, finish);
 #endif
-    const int units = units_of<C>(dim / groups);
-    if (groups == 1)
-      packed_scores<C, true>(x.q, dim, rows, 1, units, keys.at, t.n, nullptr, 0, s, kTile, ahead);
-    else
-      packed_scores<C, false>(x.q, dim, rows, groups, units, keys.at, t.n, x.scales.scale, kTile, s,
-                              kTile, ahead);
+    packed_scores<FloatDots<C>>(x.q, rows, groups, units_of<C>(size), t.k, t.n, x.dots, ahead,
+                                finish);
   });
-  for (int r = 0; r < rows; ++r)
-    for (int j = 0; j < t.n; j += Vec::width) {
-      Vec y = load(s + r * kTile + j);
-      if (groups == 1) y = y * load(x.scales.scale + j);
-      for (int g = 0; g < groups; ++g)
-        y = fma(splat(x.sums[r * groups + g]), load(x.scales.zero + g * kTile + j), y);
-      store(s + r * kTile + j, y);
-    }
 }
 
 // out = out * keep + sum_j w_j v_j for rows of weights [row][kTile], zero behind n.
 void add_packed(const Side& v, const Rows& t, int hkv, const float* w, int rows, int dim,
                 const float* keep, PackedScratch& x, float* out, int os, Ahead& ahead) {
-  const ByteRows values(t.v);
   if (v.channel) {
     for (int r = 0; r < rows; ++r)
       for (int c = 0; c < dim; ++c) out[r * os + c] *= keep[r];
     for (int r = 0; r < rows; ++r) x.none[r] = 0;
     channel_runs(v, t, hkv, [&](int from, int to, int64_t at) {
+      load_channels(v, at, dim, x.scales);
       for (int i = 0; i < rows * dim; ++i) x.tmp[i] = 0;
       with_codec(v.codec, [&](auto codec) {
         constexpr Codec C = decltype(codec)::value;
-        packed_values<C>(w + from, kTile, rows, values.at + from, to - from, 0, units_of<C>(dim),
-                         x.none, x.none, x.tmp, dim, ahead);
+        packed_values<C>(w + from, rows, t.v + from, to - from, 0, units_of<C>(dim), x.none, x.none,
+                         x.tmp, dim, ahead);
       });
       for (int r = 0; r < rows; ++r) {
         float total = 0;
         for (int j = from; j < to; ++j) total += w[r * kTile + j];
         for (int c = 0; c < dim; ++c)
-          out[r * os + c] +=
-              x.tmp[r * dim + c] * scale_at(v, at + c * v.s_g) + total * zero_at(v, at + c * v.s_g);
+          out[r * os + c] += x.tmp[r * dim + c] * x.scales.scale[c] + total * x.scales.zero[c];
       }
     });
     return;
@@ -222,8 +290,8 @@ void add_packed(const Side& v, const Rows& t, int hkv, const float* w, int rows,
     with_codec(v.codec, [&](auto codec) {
       constexpr Codec C = decltype(codec)::value;
       const int units = units_of<C>(dim / groups);
-      packed_values<C>(x.w, kTile, rows, values.at, t.n, g * units, (g + 1) * units, keep, x.add,
-                       out, os, ahead);
+      packed_values<C>(x.w, rows, t.v, t.n, g * units, (g + 1) * units, keep, x.add, out, os,
+                       ahead);
     });
   }
 }

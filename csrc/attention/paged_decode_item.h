@@ -28,6 +28,8 @@ struct Scratch {
   alignas(64) T tile_kv[kTile * tiled];
   alignas(64) float norm[kTile];
   float m[kMaxRows], l[kMaxRows], keep[kMaxRows];
+  alignas(
+      64) float lanes[kMaxRows * Vec::width];  // of l, which is known when all tiles are through
   int row_pos[kMaxRows];
   Rows rows[2];  // of the tile at work and of the next
   PackedScratch packed;
@@ -50,6 +52,7 @@ class Item {
     for (int r = 0; r < t.live; ++r) {
       x.m[r] = -INFINITY;
       x.l[r] = 0;
+      store(x.lanes + r * Vec::width, zero());
       for (int c = 0; c < dim_; ++c) x.out[r * dim_ + c] = 0;
     }
   }
@@ -58,6 +61,7 @@ class Item {
   void load_queries() {
     const int padded = round_up(t_.live, Vec::groups);
     float row[kMaxDim];
+    x_.packed.by_integers = p_.q_int8 && integer_products(part_.k, p_.D);
     if (!tiles_ && !packed(part_.k))
       for (int i = 0; i < padded * dim4_; ++i) x_.q[i] = 0;
     for (int r = 0; r < t_.live; ++r) {
@@ -67,10 +71,6 @@ class Item {
       for (int c = 0; c < p_.D; ++c) row[c] = to_float(q[c]);
       if (p_.rotate) hadamard_row(row, p_.D);
       place_query(r, row);
-    }
-    if (packed(part_.k) && !part_.k.channel) {
-      sum_groups(x_.packed.q, t_.live, p_.D, groups_of(part_.k, p_.D), x_.packed.sums);
-      round_queries();
     }
   }
 
@@ -89,6 +89,7 @@ class Item {
       if (p_.scores) write_scores(n);
       if (p_.v) attend(n);
     }
+    for (int r = 0; r < t_.live; ++r) x_.l[r] = sum(load(x_.lanes + r * Vec::width));
   }
 
   int token(int r) const { return t_.t0 + r / t_.heads; }
@@ -127,11 +128,8 @@ class Item {
     }
   }
 
-  void place_query(int r, const float* row) {
-    if (packed(part_.k)) {
-      for (int c = 0; c < p_.D; ++c) x_.packed.q[r * p_.D + c] = row[c];
-      return;
-    }
+  void place_query(int r, float* row) {
+    if (packed(part_.k)) return place_packed_query(part_.k, row, r, t_.live, p_.D, x_.packed);
     float* to = x_.q + query_at(r, 0, dim4_);
     if (!tiles_)
       for (int c = 0; c < p_.D; ++c) to[c / 4 * Vec::width + c % 4] = row[c];
@@ -140,15 +138,6 @@ class Item {
       if (tiles_)
         for (int c = 0; c < p_.D; ++c) from_float(row[c], x_.tile_q + amx_query_at(r, c, p_.D));
 #endif
-  }
-
-  void round_queries() {
-    PackedScratch& x = x_.packed;
-    x.by_integers = p_.q_int8;
-    for (int r = 0; r < t_.live && x.by_integers; ++r) {
-      x.q_scale[r] = round_row(x.q + r * p_.D, p_.D, 127, x.q16 + r * p_.D);
-      x.by_integers = x.q_scale[r] == x.q_scale[r];
-    }
   }
 
   // Whether every row sees every key of the tile.
@@ -167,8 +156,8 @@ class Item {
 
   // What is needed after the first rows of a tile; `next` is the tile after it, which may be empty.
   Ahead rows_after(const Rows& tile, const Rows& next) const {
-    const char* const* v_end = tile.v + (p_.v ? kTile : 0);
-    const char* const* next_end = next.k + (next.n ? kLead : 0);
+    const uint8_t* const* v_end = tile.v + (p_.v ? kTile : 0);
+    const uint8_t* const* next_end = next.k + (next.n ? kLead : 0);
 #if defined(__AVX512F__)  // a whole tile ahead
     (void)tile, (void)v_end;
     return {{{next.k, next_end, k_bytes_},
@@ -306,36 +295,49 @@ class Item {
   // s becomes exp(s - m); m, l and what is kept of the earlier output follow.
   // Returns whether some key of the tile has no weight for some row.
   bool normalise(int n) {
+    const bool holes = find_largest(n);
     const int width = round_up(n, Vec::width);
-    bool holes = false;
     for (int r = 0; r < t_.live; ++r) {
       float* s = x_.s + r * kTile;
       ahead_.call(4);
-      for (int j = n; j < width; ++j) s[j] = s[n - 1];  // neither the largest nor the least
-      Vec top = load(s), low = top;
-      for (int j = Vec::width; j < width; j += Vec::width) {
-        top = max(top, load(s + j));
-        low = min(low, load(s + j));
-      }
-      const float m = x_.m[r] > largest(top) ? x_.m[r] : largest(top);
-      holes |= largest(zero() - low) == INFINITY;
-      x_.keep[r] = x_.m[r] == m ? 1.f : std::exp(x_.m[r] - m);
-      if (m == -INFINITY) {
+      if (x_.m[r] == -INFINITY) {
         for (int j = 0; j < width; j += Vec::width) store(s + j, zero());
         continue;
       }
       for (int j = n; j < width; ++j) s[j] = -INFINITY;
+      const Vec m = splat(x_.m[r]);
       Vec total = zero();
       for (int j = 0; j < width; j += Vec::width) {
-        const Vec e = exp_nonpositive(load(s + j) - splat(m));
+        const Vec e = exp_nonpositive(load(s + j) - m);
         store(s + j, e);
         total = total + e;
       }
       for (int j = width; tiles_ && j < kTile; j += Vec::width) store(s + j, zero());
-      x_.m[r] = m;
-      x_.l[r] = x_.l[r] * x_.keep[r] + sum(total);
+      float* l = x_.lanes + r * Vec::width;
+      store(l, fma(load(l), splat(x_.keep[r]), total));
     }
     return holes;
+  }
+
+  // The first half of it, m and keep, for all rows at once: none waits for its own.
+  bool find_largest(int n) {
+    const int width = round_up(n, Vec::width);
+    Vec least = splat(INFINITY);
+    for (int r = 0; r < t_.live; ++r) {
+      float* s = x_.s + r * kTile;
+      for (int j = n; j < width; ++j) s[j] = s[n - 1];  // neither the largest nor the least
+      Vec top = load(s);
+      for (int j = 0; j < width; j += Vec::width) {
+        top = max(top, load(s + j));
+        least = min(least, load(s + j));
+      }
+      x_.keep[r] = x_.m[r];
+      x_.m[r] = x_.m[r] > largest(top) ? x_.m[r] : largest(top);
+    }
+    // A row that has seen nothing yet keeps next to nothing, of nothing.
+    for (int r = 0; r < t_.live; r += Vec::width)
+      store(x_.keep + r, exp_nonpositive(load(x_.keep + r) - load(x_.m + r)));
+    return largest(zero() - least) == INFINITY;
   }
 
   void add_values(int n) {

@@ -5,6 +5,9 @@
 namespace tokops {
 namespace {
 
+constexpr int kTile =
+    64;  // keys scored before their values are read: a tile of both fits the second cache
+
 template <int N>
 struct Int {
   static constexpr int value = N;
@@ -15,8 +18,8 @@ struct Int {
 // burst of prefetches would wait for them.
 struct Ahead {
   struct Run {
-    const char* const* row;  // the next one, of those up to `end`
-    const char* const* end;
+    const uint8_t* const* row;  // the next one, of those up to `end`
+    const uint8_t* const* end;
     int bytes;
   };
   Run run[3];
