@@ -345,8 +345,12 @@ def test_full_pages_equal_paged_decode(dtype, device):
         got = call(q, [part], part.lens, device, **extra)
         moved = [x.to(device) for x in (q, part.k, part.v, part.block_table, part.lens)]
         want = paged_decode(*moved, **{k: to(v, device) for k, v in extra.items()})
-        assert torch.equal(got[0], want[0])
-        assert torch.equal(got[1], want[1])
+        if device.type == "cuda" and dtype == torch.bfloat16:  # packed_decode's operands are float16 there
+            assert_within_dtype_error(got[0], want[0], dtype)
+            assert_within_dtype_error(got[1], want[1], torch.float16)
+        else:
+            assert torch.equal(got[0], want[0])
+            assert torch.equal(got[1], want[1])
 
 
 def test_threads_change_nothing():

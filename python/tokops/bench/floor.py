@@ -25,7 +25,7 @@ def _by_dot(words: Tensor) -> Tensor:
 
 
 def _by_product(words: Tensor) -> Tensor:
-    width = 4096 if words.numel() % 4096 == 0 else 64
+    width = min(4096, words.numel() & -words.numel())
     return words.view(-1, width) @ words.new_ones(width)
 
 

@@ -97,6 +97,7 @@ def kvcache(
 def caches(
     quick: Annotated[bool, typer.Option("--quick", help="A shorter text, fewer samples.")] = False,
     threads: Threads = 0,
+    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "bf16",
     out: Out = None,
 ) -> None:
     """SmolLM2 over our packed caches beside transformers' quantised caches: tokens/s and quality."""
@@ -104,18 +105,20 @@ def caches(
     from tokops.data import long_text
     from tokops.hf import model
 
+    if dtype not in ("fp32", "bf16"):
+        raise typer.BadParameter(f"--dtype must be fp32 or bf16, got {dtype!r}")
     if threads:
         torch.set_num_threads(threads)
     console, plan = Console(), opponent_caches.QUICK if quick else opponent_caches.FULL
     try:
-        loaded, tokenizer = model.load_smollm2(torch.float32)
+        loaded, tokenizer = model.load_smollm2({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
     except model.ModelError as error:
         console.print(f"[red]{error}[/]", soft_wrap=True)
         raise typer.Exit(1) from error
     ids = tokenizer(long_text(), return_tensors="pt").input_ids[0]
     with Progress(console=console) as progress:
         rows = opponent_caches.measure(loaded, ids, plan, stages(progress))
-    facts = run.machine()
+    facts = run.machine() | {"dtype": dtype}
     console.print(opponent_caches.table(rows, plan))
     console.print(opponent_caches.verdict(rows))
     console.print(", ".join(f"{key} {value}" for key, value in facts.items()))
