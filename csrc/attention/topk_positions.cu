@@ -114,8 +114,8 @@ __device__ void scan_counts(Shared& s) {
   }
 }
 
-// Writes what the cut takes in order of position; returns how many. Tiles need no barrier between
-// them: a warp writes counts that it alone read, after the ballots have brought its lanes together.
+// Writes what the cut takes in order of position; returns how many. Tiles need no barrier of the
+// block between them: a warp writes counts that it alone read.
 __device__ int write_taken(Shared& s, const float* scores, int n, Cut cut, int32_t* out) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const uint32_t earlier = (1u << lane) - 1;
@@ -144,6 +144,7 @@ __device__ int write_taken(Shared& s, const float* scores, int n, Cut cut, int32
     }
     above_done += s.tile_total & 0xffff;
     equal_done += s.tile_total >> 16;
+    __syncwarp();  // all lanes have read the warp's counts
   }
   return above_done + (equal_done < cut.ties ? equal_done : cut.ties);
 }

@@ -1,4 +1,4 @@
-"""Breaks paged_decode's CUDA kernels on purpose, one place at a time, and shows that a test turns red.
+"""Breaks paged_decode's and packed_decode's CUDA kernels on purpose, place by place, and shows that a test turns red.
 
 Every barrier and every wait for a copy is taken out in turn, then every line of mutants.py is applied: a
 shifted index, a swapped pair, a bound one off. A mutant that no schedule of the plain library catches is
@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 import mutants
 import sim_build
 
-OPS = ("paged_decode", "paged_decode_scores", "paged_scores")
+OPS = ("paged_decode", "paged_decode_scores", "paged_scores", "packed_decode")
 SEEDS = range(5)
 TIMEOUT = 300  # a mutant may loop for ever
 #: Barriers and waits: what stands there, and the same without its waiting.
@@ -30,6 +30,7 @@ BARRIERS = (
     (re.compile(r"__syncthreads_or\("), "("),
     (re.compile(r"__syncthreads\(\);"), ";"),
     (re.compile(r"__syncwarp\([^;]*\);"), ";"),
+    (re.compile(r"(?<!void )\bTeam::sync\(\);"), ";"),
     (re.compile(r"ptx::cp_async_wait<[^;]*>\(\);"), ";"),
 )
 
@@ -46,10 +47,10 @@ class Mutant:
 
 
 def files() -> dict[str, pathlib.Path]:
-    """The kernel's files by the short names that the list uses: cu, mma.cu, tile.cuh, ..."""
+    """The kernels' files by the short names that the list uses: cu, mma.cu, tile.cuh, ..., packed.cu, ..."""
     folder = sim_build.CSRC / "attention"
-    found = [*folder.glob("paged_decode*.cu"), *folder.glob("paged_decode*.cuh")]
-    return {p.name.removeprefix("paged_decode."): p for p in found}
+    found = [p for name in ("paged", "packed") for p in sorted(folder.glob(f"{name}_decode*.cu*"))]
+    return {p.name.removeprefix("paged_decode.").replace("packed_decode", "packed"): p for p in found}
 
 
 def _mutant(file: pathlib.Path, text: str, span: tuple[int, int], new: str, explained: str = "") -> Mutant:

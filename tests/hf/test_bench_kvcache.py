@@ -129,7 +129,7 @@ def test_what_is_not_installed_is_named_and_the_rest_runs(model, ids, monkeypatc
     assert rows["stock DynamicCache"].quality.kl < 1e-6
     assert rows["stock DynamicCache"].quality.top1 == 1.0
     assert rows["QuantizedKV(bits=8)"].quality.kl < rows["QuantizedKV(bits=4)"].quality.kl
-    assert rows["QuantizedKV(bits=4)"].ratio == 1.0
+    assert rows[opponent_caches.OURS].ratio == 1.0
     assert "packages it needs are not installed" in opponent_caches.verdict(list(rows.values()))
 
 
@@ -148,7 +148,7 @@ def test_a_text_that_is_too_short_is_refused(model, ids):
 
 
 def rows_with(ratio, kl, ppl):
-    ours = opponent_caches.Row("QuantizedKV(bits=4)", None, Quality(0.01, 0.9, 10.0, 5), 9.0, 1.0)
+    ours = opponent_caches.Row(opponent_caches.OURS, None, Quality(0.01, 0.9, 10.0, 5), 9.0, 1.0)
     slow = opponent_caches.Row("transformers QuantizedCache, a", None, Quality(kl, 0.9, ppl, 5), 1.0, 9.0)
     return [ours, slow, dataclasses.replace(slow, label="transformers QuantizedCache, b", ratio=ratio)]
 

@@ -1,4 +1,14 @@
-"""The attention benchmark: shapes, floors, opponents and the bars that the ops are held to."""
+"""The attention benchmark: shapes, floors, opponents and the bars that the ops are held to.
+
+What the CUDA kernel taught (H200, bf16, B64 32/8x128 L8192, floor 2.1 GB at 4.2 TB/s, 0.51 ms):
+
+- Tiles shared by a block, a barrier each, 1100 instructions per 16 keys: 1.27 ms. Every warp on its own ring, waiting
+  for nobody: 0.59. Queries as the eight columns of a product instead of a quarter of its sixteen rows, copies by
+  offsets made once per key, sums scaled only when the maximum has moved by 2^8: 0.54, at 420 instructions.
+- Twelve warps a multiprocessor with 8 KB each on the way keep memory busy; what they lack is more of them, not bytes.
+- A merge by one block per row costs 6.4 us whatever the rows; a warp per row that starts before the kernel ahead of it
+  has ended, 2 to 3. Of many splits of few rows an early start cost 2 us.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
