@@ -122,7 +122,7 @@ def test_what_is_not_installed_is_named_and_the_rest_runs(model, ids, monkeypatc
     monkeypatch.setattr(opponent_caches, "BACKENDS", {"quanto": ("no.such", {}), "hqq": ("nor_this", {})})
     rows = {row.label: row for row in opponent_caches.measure(model, ids, PLAN, no_stage)}
     assert list(rows) == [
-        "Dense", "QuantizedKV(bits=4, residual=128)", "QuantizedKV(bits=4)", "QuantizedKV(bits=8)", "stock DynamicCache",
+        "Dense", opponent_caches.OURS, "QuantizedKV(bits=4)", "QuantizedKV(bits=8)", "stock DynamicCache",
         "transformers QuantizedCache, quanto 4 bit", "transformers QuantizedCache, hqq 4 bit",
     ]  # fmt: skip
     assert rows["transformers QuantizedCache, quanto 4 bit"].missing == "no.such is not installed"
