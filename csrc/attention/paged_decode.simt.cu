@@ -16,7 +16,8 @@ void run_simt(const Plan& plan, const Queue& q) {
     using T = typename decltype(tag)::type;
     dispatch_int<64, 128, 256>(padded_dim(plan.p.D), [&](auto dim) {
       dispatch_int<1, 4, 8>(plan.row_tile, [&](auto tile) {
-        if constexpr (sizeof(T) == 4 || tile < 8)
+        // 16-bit rows of up to 128 dimensions are streamed.
+        if constexpr (sizeof(T) == 4 || (dim == 256 && tile < 8))
           launch_decode<SimtMath<Shape<T, dim>, tile>, PageStream<Shape<T, dim>>>(plan, q);
       });
     });
