@@ -57,11 +57,17 @@ void share_splits(PackedPlan& plan) {
   plan.splits = plan.first_split[plan.n_parts];
 }
 
-// What warps can stream: full rows, and codes with scales of a token in one word beside their
-// zeros.
-bool streams(const Side& x, const PagedDecode& p, int64_t pages) {
-  if (x.codec == Codec::full) return true;
-  if (pages * x.s_n > UINT32_MAX) return false;
+// The last element of scales, counted from the first.
+int64_t scales_end(const Side& x, const PagedDecode& p, int64_t pages, int64_t slots) {
+  return (pages - 1) * x.s_n + (p.Hkv - 1) * x.s_h + (slots - 1) * x.s_p +
+         (p.D / x.group - 1) * x.s_g;
+}
+
+// What warps can stream: full rows without norms, and codes with scales of a token in one word
+// beside their zeros.
+bool streams(const Side& x, const PagedDecode& p, int64_t pages, int64_t slots) {
+  if (x.codec == Codec::full) return !x.norm;
+  if (scales_end(x, p, pages, slots) > UINT32_MAX) return false;
   return !x.channel && !(x.wide_scale && x.zero) && x.group % kPackBlock == 0 && p.D % x.group == 0;
 }
 bool streams(const PackedDecode& d) {
@@ -69,16 +75,16 @@ bool streams(const PackedDecode& d) {
   for (int i = 0; i < d.n_parts; ++i) {
     const Part& part = d.parts[i];
     const bool alike = (part.k.codec == Codec::full) == (part.v.codec == Codec::full);
-    all = all && alike && streams(part.k, d.base, part.pages_in_pool) &&
-          streams(part.v, d.base, part.pages_in_pool);
+    all = all && alike && streams(part.k, d.base, part.pages_in_pool, part.P) &&
+          streams(part.v, d.base, part.pages_in_pool, part.P);
   }
   return all;
 }
 
-Steps steps_of(const Side& x, const Packing& y, int64_t pages) {
+Steps steps_of(const Side& x, const Packing& y, int64_t pages, int64_t slots) {
   Steps s{};
   const int64_t places = int64_t(reinterpret_cast<uintptr_t>(x.data)) | x.n | x.h | x.p;
-  s.aligned = places % 16 == 0 && pages * x.n / 16 <= UINT32_MAX;
+  s.aligned = places % 16 == 0 && ((pages - 1) * x.n + (slots - 1) * x.p) / 16 <= UINT32_MAX;
   s.shift = shift_of(y.row / 16);
   s.page = uint32_t(x.n / 16);
   s.slot = uint32_t(x.p / 16);
@@ -108,6 +114,7 @@ void place_stream_rings(PackedPlan& plan, const PackedDecode& d) {
   for (int i = 0; i < d.n_parts; ++i)
     plan.rings[i].stages = plan.stream_ring / tile(i) < kStreamStages ? 1 : kStreamStages;
   if (plan.row_tile == 8 && plan.stream_ring <= kSmallRing) plan.resident = kSmallRingBlocks;
+  if (plan.row_tile > 8 && d.base.D > 64) plan.resident = kLargeBlocks;
 }
 
 // Tiles in the rings that blocks share, and the bytes of all rings.
@@ -135,7 +142,7 @@ PackedPlan make_plan(const PackedDecode& d) {
     Ring& ring = plan.rings[i];
     for (int s = 0; s < 2; ++s) {
       const Packing& y = plan.packing[i][s] = packing_of(*sides[s], d.base);
-      plan.steps[i][s] = steps_of(*sides[s], y, d.parts[i].pages_in_pool);
+      plan.steps[i][s] = steps_of(*sides[s], y, d.parts[i].pages_in_pool, d.parts[i].P);
       ring.tile += y.row;
       if (s == 0) ring.keys = ring.tile;
       if (y.groups > plan.groups) plan.groups = y.groups;

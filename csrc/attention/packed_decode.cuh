@@ -10,6 +10,7 @@ inline constexpr int kMaxStages = 4;  // tiles in the ring
 // A streamed plan: tiles in a ring, if they fit, and keys of a tile of codes.
 inline constexpr int kStreamStages = 2, kCodeKeys = 32;
 inline constexpr int kSmallRing = 10 * 1024, kSmallRingBlocks = 4;  // of which more blocks fit
+inline constexpr int kLargeBlocks = 2;  // of many rows and dimensions, for want of registers
 inline int full_keys(int D) { return 2048 / D; }
 
 // How one side of a part is copied to shared memory.

@@ -8,7 +8,7 @@
 namespace tokops::paged {
 namespace {
 
-// Scales and zeros of a value and the one four keys on, in float16.
+// Scales, times the codec's gain, and zeros of a value and the one four keys on, in float16.
 struct alignas(8) GridPair {
   uint32_t scale, zero;
   __device__ static unsigned of(unsigned key) { return key / 8 * 4 + key % 4; }
@@ -229,6 +229,7 @@ struct WarpStream {
           if (has_offset(x.codec)) grid.zero -= kOffset * grid.scale;
           key_grids()[key * groups + g] = grid;
         } else {
+          grid.scale *= gain_of(x.codec);
           value_grids()[g * KT / 2 + GridPair::of(key)].put(key, grid);
         }
       }
@@ -481,12 +482,12 @@ struct CodeMath {
   template <class Words>
   __device__ __forceinline__ static void take_scales(const uint32_t (&weights)[2], const Grids& g,
                                                      uint32_t (&scaled)[2], float (&rest)[4]) {
-    constexpr uint32_t kOne = 0x3c003c00u;
+    constexpr uint32_t kGain = two_powers(Words::kGain);
     const uint32_t zeros[2] = {ptx::multiply_halves(weights[0], g.low.zero),
                                ptx::multiply_halves(weights[1], g.high.zero)};
     scaled[0] = ptx::multiply_halves(weights[0], g.low.scale);
     scaled[1] = ptx::multiply_halves(weights[1], g.high.scale);
-    ptx::mma_16816<__half>(rest, {kOne, kOne, kOne, kOne}, zeros);
+    ptx::mma_16816<__half>(rest, {kGain, kGain, kGain, kGain}, zeros);
     if constexpr (!Words::kFp8)
       ptx::mma_16816<__half>(rest, {kMinusOffset, kMinusOffset, kMinusOffset, kMinusOffset},
                              scaled);
@@ -494,12 +495,12 @@ struct CodeMath {
   // Codes become values.
   template <class Words>
   __device__ static void decode(uint32_t (&x)[2][4], const Grids& g) {
+    constexpr uint32_t kLess = two_powers(-Words::kGain);
+    constexpr uint32_t kNoOffset = Words::kFp8 ? 0 : two_powers(10 - Words::kGain) | 0x80008000u;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if constexpr (!Words::kFp8) {
-        x[0][i] = ptx::add_halves(x[0][i], kMinusOffset);
-        x[1][i] = ptx::add_halves(x[1][i], kMinusOffset);
-      }
+      x[0][i] = ptx::fma_halves(x[0][i], kLess, kNoOffset);
+      x[1][i] = ptx::fma_halves(x[1][i], kLess, kNoOffset);
       x[0][i] = ptx::fma_halves(x[0][i], g.low.scale, g.low.zero);
       x[1][i] = ptx::fma_halves(x[1][i], g.high.scale, g.high.zero);
     }
@@ -519,6 +520,7 @@ struct CodeMath {
     for (int k = 0; k < kSub; ++k) {
       // Key 8 i + t + 4 e is at row 2 t + e.
       const int from = k % 4 * 2 + k / 4 % 2;
+      const float gain = sum_gain();
       const CodeRow at{codec, values + (key0 + k) * row, row / 16, k};
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
@@ -532,7 +534,7 @@ struct CodeMath {
             const int group = d / kPackBlock * groups / kBlocks;
             const Grid g =
                 value_grids[group * (Shape::KT / 2) + GridPair::of(key0 + k)].get(key0 + k);
-            const float x = at.number(d) * g.scale + g.zero;
+            const float x = at.number(d) * g.scale + g.zero * gain;
 #pragma unroll
             for (int i = 0; i < 2; ++i)
               if (weight[i] != 0.f) sums.o[j][c][2 * half + i] += weight[i] * x;
@@ -541,13 +543,20 @@ struct CodeMath {
     }
   }
 
+  // By how much sums are too large: where values take scales on one by one, by nothing.
+  __device__ float sum_gain() const {
+    const bool shared = 2 * plan.packing[w.part][1].groups <= kBlocks;
+    return shared || kExact ? gain_of(plan.parts[w.part].v.codec) : 1.f;
+  }
   __device__ void store(float* partial, float* tops) {
+    const float gain = sum_gain();
 #pragma unroll
     for (int j = 0; j < kTiles; ++j)
 #pragma unroll
       for (int c = 0; c < kSums; ++c)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) sums.o[j][c][e] += sums.o[j][kSums + c / 4][e];
+        for (int e = 0; e < 4; ++e)
+          sums.o[j][c][e] = (sums.o[j][c][e] + sums.o[j][kSums + c / 4][e]) / gain;
     sums.template store<kSums>(partial, tops, [](int c, int r) { return dim_of(c, r); });
   }
 };

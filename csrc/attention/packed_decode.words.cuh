@@ -24,6 +24,13 @@ inline constexpr uint32_t kMinusOffset = 0xe400e400u;  // twice, in float16
 __device__ __forceinline__ bool has_offset(Codec c) { return c != Codec::e4m3 && c != Codec::e5m2; }
 template <Codec C>
 struct Words {
+  // Scales of values are kept times 2^kGain, and sums are 2^kGain too large until they are stored:
+  // the scale of a value of size 1, and a weight times it, are then far from what float16 loses.
+  static constexpr int kGain = C == Codec::int8   ? 7
+                               : C == Codec::int4 ? 3
+                               : C == Codec::int2 ? 1
+                               : C == Codec::e5m2 ? 13
+                                                  : 0;
   static constexpr bool kFp8 = C == Codec::e4m3 || C == Codec::e5m2;
   static constexpr int kBits = C == Codec::int4 ? 4 : C == Codec::int2 ? 2 : 8;
 
@@ -60,6 +67,16 @@ struct Words {
     }
   }
 };
+
+__device__ __forceinline__ float gain_of(Codec c) {
+  return c == Codec::int8   ? 128.f
+         : c == Codec::int4 ? 8.f
+         : c == Codec::int2 ? 2.f
+         : c == Codec::e5m2 ? 8192.f
+                            : 1.f;
+}
+// 2^n, twice, in float16.
+constexpr uint32_t two_powers(int n) { return 0x00010001u * uint32_t(15 + n) << 10; }
 
 // A row of codes one by one, without an offset.
 struct CodeRow {

@@ -242,7 +242,7 @@ __device__ inline void mark_empty(const Plan& plan, const Work& w) {
 }
 
 // The rows of up to warps_m row tiles over one split of their keys, each key and value read once.
-// False, and nothing written, if a value that is not finite may have met a weight of zero.
+// False, and no sums written, if a value that is not finite may have met a weight of zero.
 template <class Math, class Stream>
 __device__ __forceinline__ bool sum_split(const typename Stream::Plan& plan, const Work& found,
                                           Span span, unsigned char* shared) {

@@ -30,11 +30,15 @@ inline void check_launch(const char* op) { check_cuda(cudaGetLastError(), op); }
 // writes.
 enum class Start { in_order, early };
 
-inline bool can_start_early() {
-  int device = 0, major = 0;
-  check_cuda(cudaGetDevice(&device), "launch");
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "launch");
-  return major >= 9;
+// Whether the code that this device runs of a kernel was made with ptx::wait_for_last in it.
+inline bool can_start_early(const void* kernel) {
+#if defined(TOKOPS_CUDA_SIM_KERNEL)
+  return kernel == nullptr;
+#else
+  cudaFuncAttributes made{};
+  check_cuda(cudaFuncGetAttributes(&made, kernel), "launch");
+  return made.ptxVersion >= 90;
+#endif
 }
 
 // kernel<<<grid, block, shared, stream(q)>>>(args...): `shared` counts dynamic bytes, any amount
@@ -61,7 +65,7 @@ void launch_as(Start start, void (*kernel)(P...), dim3 grid, dim3 block, size_t 
   config.dynamicSmemBytes = shared;
   config.stream = stream(q);
   config.attrs = &early;
-  config.numAttrs = start == Start::early && can_start_early() ? 1 : 0;
+  config.numAttrs = start == Start::early && can_start_early(f) ? 1 : 0;
   std::apply(
       [&](P&... v) {
         void* pointers[] = {const_cast<void*>(static_cast<const void*>(&v))..., nullptr};

@@ -243,18 +243,37 @@ def test_parts_in_an_order_of_their_own(kinds, rows, device):
         check(q, parts, int32(*lens), device, selected=selected, counts=counts, starts=int32(3, 9, 0))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["full", "int4"])
-def test_norms_and_slots_that_hold_nothing(kind, device):
-    part = one_part(19, [100, 64], kind, kind)
+def test_norms_and_slots_that_hold_nothing(kind, dtype, device):
+    part = one_part(19, [100, 64], kind, kind, dtype=dtype)
     norms = [torch.rand(part.k.shape[:3]).half() + 0.5 for _ in range(2)]
     norms[0][:, :, ::7] = float("nan")
     part = dataclasses.replace(part, k_norm=norms[0], v_norm=norms[1])
-    _, _, scores = check(queries(19, 2, 2, 6, 64), [part], part.lens, device)
+    _, _, scores = check(queries(19, 2, 2, 6, 64, dtype), [part], part.lens, device)
     assert scores[0, 1, :, :100:7].isneginf()[:, :9].all()
     nothing = dataclasses.replace(part, k_norm=torch.full_like(norms[0], float("nan")))
-    out, lse, _ = check(queries(19, 2, 2, 6, 64), [nothing], part.lens, device)
+    out, lse, _ = check(queries(19, 2, 2, 6, 64, dtype), [nothing], part.lens, device)
     assert not out.any()
     assert lse.isneginf().all()
+
+
+@pytest.mark.parametrize("group", [32, 64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_values_keep_their_digits(kind, group, device):
+    """Scales as they are for values of 0.02, which float16 holds only just, and one key that has most of the weight."""
+    part = one_part(27, [400, 90], kind, kind, group=group, dtype=torch.bfloat16)
+    top = {"int8": 255, "int4": 15, "int2": 3, "fp8_e4m3": 448, "fp8_e5m2": 57344}[kind]
+    scale = torch.full_like(part.v_scale, 0.1 / top)
+    zero = torch.full_like(part.v_zero, -0.05) if part.v_zero is not None else None
+    part = dataclasses.replace(part, v_scale=scale, v_zero=zero)
+    if kind.startswith("fp8"):  # codes near the largest, as scales make them
+        part.v.copy_(torch.randint(0x60, 0x7C, part.v.shape) + 128 * torch.randint(2, part.v.shape))
+    q = 3 * queries(27, 2, 1, 6, 64, torch.bfloat16)
+    out, _, _ = call(q, [part], part.lens, device)
+    want, _, _ = packed_oracle.packed_decode(q, [part], part.lens)
+    error = (out.cpu().double() - want).norm() / want.norm()
+    assert error < 1e-2
 
 
 def test_a_position_that_no_part_holds_is_not_read(device):

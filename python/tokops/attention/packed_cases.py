@@ -195,13 +195,40 @@ def _stores() -> Iterator[tuple]:
 
 
 def _norms() -> Iterator[tuple]:
-    for i, kind in enumerate(("full", "int4")):
-        part = one_part(90 + i, [100, 64], kind, kind)
+    for i, (kind, dtype) in enumerate(
+        (kind, dtype) for kind in ("full", "int4") for dtype in (torch.float32, torch.bfloat16)
+    ):
+        part = one_part(90 + i, [100, 64], kind, kind, dtype=dtype)
         g = torch.Generator().manual_seed(90 + i)
         norms = [torch.rand(part.k.shape[:3], generator=g).half() + 0.5 for _ in range(2)]
         norms[0][:, :, ::7] = float("nan")
         part = Part(**{**vars(part), "k_norm": norms[0], "v_norm": norms[1]})
-        yield f"norms of {kind}", queries(90 + i, 2, 1, 6, 64), [part], part.lens, {"max_len": 100}
+        name = "" if dtype == torch.float32 else ", bf16"
+        yield (
+            f"norms of {kind}{name}",
+            queries(90 + i, 2, 1, 6, 64, dtype),
+            [part],
+            part.lens,
+            {"max_len": 100},
+        )
+
+
+def _odd_values() -> Iterator[tuple]:
+    """Values that 16-bit arithmetic has no room for, and such that are not finite where nobody looks."""
+    dtype = torch.bfloat16
+    part = one_part(95, [150, 70], "int8", "int8", group=64, dtype=dtype)
+    assert part.v_zero is not None
+    part.v_zero[:, :, ::3] = -4e4
+    yield "int8 values of 4e4", queries(95, 2, 1, 6, 64, dtype), [part], part.lens, {}
+    part = one_part(96, [150, 70], "fp8_e5m2", "fp8_e5m2", dtype=dtype)
+    part.v[part.block_table[0, 0].item(), :, :5] = 0x7C  # infinity
+    yield (
+        "fp8 infinities outside a window",
+        queries(96, 2, 1, 6, 64, dtype),
+        [part],
+        part.lens,
+        {"window": 100, "max_len": 150},
+    )
 
 
 def of(size: str) -> Iterator[tuple[str, Tensor, list[Part], Tensor, dict]]:
@@ -214,5 +241,6 @@ def of(size: str) -> Iterator[tuple[str, Tensor, list[Part], Tensor, dict]]:
     yield from _formats()
     yield from _stores()
     yield from _norms()
+    yield from _odd_values()
     part = one_part(99, [0, 1], "int8", "int8")
     yield "nothing, and one key", queries(99, 2, 1, 2, 64), [part], part.lens, {"max_len": 3}
