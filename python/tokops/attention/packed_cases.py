@@ -242,5 +242,7 @@ def of(size: str) -> Iterator[tuple[str, Tensor, list[Part], Tensor, dict]]:
     yield from _stores()
     yield from _norms()
     yield from _odd_values()
+    part = one_part(98, [1300], "int8", "int8", heads=1, dtype=torch.bfloat16)
+    yield "one head, 1300 keys", queries(98, 1, 1, 2, 64, torch.bfloat16), [part], part.lens, {"rotate": True}
     part = one_part(99, [0, 1], "int8", "int8")
     yield "nothing, and one key", queries(99, 2, 1, 2, 64), [part], part.lens, {"max_len": 3}
