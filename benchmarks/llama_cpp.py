@@ -4,12 +4,13 @@
     python benchmarks/llama_cpp.py --llama-python LLAMA/bin/python [--length 8128] [--threads 2] [--json FILE]
 
 llama.cpp comes as the wheel of xllamacpp, whose Python side has the server and no single op. So attention is the
-difference of two contexts of a whole model: 30 layers of random f16 weights with SmolLM2-135M's heads, and little else (ffn 64,
-vocabulary 512), which the script writes. Flash attention is on. The server, one process for f16 keys and values and one
-for q8_0, has two slots: one holds a prompt of 8128 tokens and one of 64. Rounds ask each in turn for 33 tokens behind
-the cached prompt, the server times the 32 passes between them, and the median pass of the long slot less that of the
-short one, by 30, is a layer's attention to the 8064 tokens of difference. Two servers in one process on two processors
-added 7 ms to every pass, presumably since OpenMP hardly spins at barriers once its threads outnumber the processors.
+difference of two contexts of a whole model: 30 layers of random f16 weights with SmolLM2-135M's heads, and little else
+(ffn 64, vocabulary 512), which the script writes. Flash attention is on. The server, one process for f16 keys and
+values and one for q8_0, has two slots: one holds a prompt of 8128 tokens and one of 64. Rounds ask each in turn for 33
+tokens behind the cached prompt, the server times the 32 passes between them, and the median pass of the long slot less
+that of the short one, by 30, is a layer's attention to the 8064 tokens of difference. Two servers in one process on two
+processors added 7 ms to every pass, presumably since OpenMP hardly spins at barriers once its threads outnumber the
+processors.
 
 Ours is the same difference: packed_decode over int8 pages (a scale and a minimum for 64 dimensions; q8_0 has a scale
 for 32), with the query as it is and in 8 bits, which is what llama.cpp makes of it before q8_0 keys; paged_decode over
