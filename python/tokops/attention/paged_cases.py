@@ -57,6 +57,9 @@ def small() -> Iterator[tuple[str, inputs.Paged]]:
     for dim, length, dtype in ((256, 2600, torch.float32), (64, 1300, torch.bfloat16)):
         x = inputs.paged(16, lens=[length], heads=1, group=2, dim=dim, page=64, dtype=dtype)
         yield f"one head, {length} keys, {dtype}", x
+    x = inputs.paged(17, lens=[600, 170], heads=1, page=64, dtype=torch.bfloat16)
+    x.extra = {"scale": 1.0}
+    yield "logits far apart", x
     x = inputs.paged(14, lens=[200, 130], rows=3)
     x.extra = {"q_lens": tokens(1, 3), "sink_logit": inputs.vector(5, 4)}
     yield "a sink and rows that do not exist", x
