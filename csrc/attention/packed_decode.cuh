@@ -142,5 +142,38 @@ __device__ inline PackedSlot inside(const Part& part, PackedSlot f) {
   return f;
 }
 
+// What streams over parts have in common: what they are made of, and where a split's keys lie.
+struct PartStream {
+  using Plan = PackedPlan;
+  using Slot = PackedSlot;
+  static constexpr bool kPacked = true;
+
+  const PackedPlan& plan;
+  unsigned char* const data;
+  PackedSlot* const slots;
+  const Work& w;
+  const Span span;
+
+  __device__ PartStream(const PackedPlan& plan, const Work& w, Span span, unsigned char* data,
+                        void* slots)
+      : plan(plan), data(data), slots(static_cast<PackedSlot*>(slots)), w(w), span(span) {}
+
+  __device__ static Work work(const PackedPlan& plan, int64_t group, int block, int split) {
+    return work_of(plan, group, block, split);
+  }
+  __device__ static Span span_of(const PackedPlan& plan, const Work& w) {
+    const int begin = w.begin + (w.split - plan.first_split[w.part]) * w.chunk;
+    return {begin, w.end - begin < w.chunk ? w.end : begin + w.chunk};
+  }
+  __device__ static void write(const PagedDecode& p, int64_t at, float x) {
+    store_element(p.dtype, p.out, at, x);
+  }
+
+  __device__ bool scattered() const { return w.list || part().positions; }
+  __device__ const Part& part() const { return plan.parts[w.part]; }
+  __device__ const Side& side(int s) const { return s ? part().v : part().k; }
+  __device__ const Packing& packing(int s) const { return plan.packing[w.part][s]; }
+};
+
 }  // namespace
 }  // namespace tokops::paged

@@ -12,25 +12,16 @@ namespace {
 // Elements are float32 for float32 queries, else float16 for bf16 too: a decoded number has more
 // bits than bf16 keeps. Up to Shape::NS tiles are in the ring, the one at work included.
 template <class Shape>
-struct PackedStream {
-  using Plan = PackedPlan;
-  using Slot = PackedSlot;
+struct PackedStream : PartStream {
   using T = typename Shape::T;
-  static constexpr bool kPacked = true;
   static constexpr int NS = Shape::NS, KT = Shape::KT;
   static constexpr int kGrids = (KT * Shape::DP / 32 + kThreads - 1) / kThreads;
   static constexpr uint32_t kHalfOne = 0x3c00;
   static_assert(2 * KT <= kThreads);  // a thread holds one norm
 
-  const PackedPlan& plan;
-  unsigned char* const data;
-  PackedSlot* const slots;
-  const Work& w;
-  const Span span;
-
   __device__ PackedStream(const PackedPlan& plan, const Work& w, Span span, unsigned char* data,
                           void* slots)
-      : plan(plan), data(data), slots(static_cast<PackedSlot*>(slots)), w(w), span(span) {
+      : PartStream(plan, w, span, data, slots) {
     if (plan.p.rotate) turn_queries();
   }
 
@@ -38,16 +29,6 @@ struct PackedStream {
   __host__ __device__ static int data_bytes(const PackedPlan& plan) {
     const int grids = 4 * plan.groups * int(sizeof(Grid)), norms = 4 * int(sizeof(float));
     return kTileBytes + KT * (plan.ring_bytes + grids + norms);
-  }
-  __device__ static Work work(const PackedPlan& plan, int64_t group, int block, int split) {
-    return work_of(plan, group, block, split);
-  }
-  __device__ static Span span_of(const PackedPlan& plan, const Work& w) {
-    const int begin = w.begin + (w.split - plan.first_split[w.part]) * w.chunk;
-    return {begin, w.end - begin < w.chunk ? w.end : begin + w.chunk};
-  }
-  __device__ static void write(const PagedDecode& p, int64_t at, float x) {
-    store_element(p.dtype, p.out, at, x);
   }
 
   // Queries are turned where the tile will be, which has room for all rows of a block.
@@ -71,11 +52,7 @@ struct PackedStream {
   }
 
   __device__ int stages() const { return plan.rings[w.part].stages; }
-  __device__ bool scattered() const { return w.list || part().positions; }
   __device__ bool has(int n) const { return span.begin + n * KT < span.end; }
-  __device__ const Part& part() const { return plan.parts[w.part]; }
-  __device__ const Side& side(int s) const { return s ? part().v : part().k; }
-  __device__ const Packing& packing(int s) const { return plan.packing[w.part][s]; }
 
   // Shared memory: the tile, the ring, scales [2 tiles, 2 sides, KT, plan.groups], norms [2 tiles,
   // 2 sides, KT].

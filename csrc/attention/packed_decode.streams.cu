@@ -1,4 +1,4 @@
-#include "attention/packed_decode.warp.cuh"
+#include "attention/packed_decode.flip.cuh"
 
 namespace tokops::paged {
 namespace {
@@ -15,9 +15,9 @@ struct Kinds {
 
 // A block's part is full or packed, and its warps are alike.
 template <class T, int DP, int kTiles>
-__global__ void __launch_bounds__(kThreads, kTiles == 1 ? 4
-                                            : DP == 128 ? 2
-                                                        : 3)
+__global__ void __launch_bounds__(kThreads, kTiles == 1 ? kSmallRingBlocks
+                                            : DP == 128 ? kLargeBlocks
+                                                        : kStreamBlocks)
     stream_kernel(const __grid_constant__ PackedPlan plan) {
   using K = Kinds<T, DP, kTiles>;
   TOKOPS_SHARED_DYNAMIC(unsigned char, shared);

@@ -216,16 +216,6 @@ __device__ __forceinline__ unsigned opaque(unsigned x) {
 }
 
 // Sums and products of two float16 pairs in registers, each rounded once.
-__device__ __forceinline__ uint32_t add_halves(uint32_t a, uint32_t b) {
-#if defined(TOKOPS_CUDA_SIM_KERNEL)
-  const auto at = [&](int i) { return sim::half_of<__half>(a, i) + sim::half_of<__half>(b, i); };
-  return pack_two<__half>(at(0), at(1));
-#else
-  uint32_t d;
-  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
-  return d;
-#endif
-}
 __device__ __forceinline__ uint32_t multiply_halves(uint32_t a, uint32_t b) {
 #if defined(TOKOPS_CUDA_SIM_KERNEL)
   const auto at = [&](int i) { return sim::half_of<__half>(a, i) * sim::half_of<__half>(b, i); };

@@ -5,24 +5,12 @@ import torch
 
 from tokops.attention import inputs, packed_decode, paged_decode, paged_decode_scores, topk_positions
 from tokops.attention.packed_cases import one_part, queries
+from tokops.bench.timing import captured
 
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-
-
-def captured(call):
-    """The graph of a call and what it returned."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = call()
-    return graph, results
 
 
 def follows(call, *changes):

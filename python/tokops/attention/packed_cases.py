@@ -221,7 +221,7 @@ def _odd_values() -> Iterator[tuple]:
     part.v_zero[:, :, ::3] = -4e4
     yield "int8 values of 4e4", queries(95, 2, 1, 6, 64, dtype), [part], part.lens, {}
     part = one_part(96, [150, 70], "fp8_e5m2", "fp8_e5m2", dtype=dtype)
-    part.v[part.block_table[0, 0].item(), :, :5] = 0x7C  # infinity
+    part.v[int(part.block_table[0, 0]), :, :5] = 0x7C  # infinity
     yield (
         "fp8 infinities outside a window",
         queries(96, 2, 1, 6, 64, dtype),

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 Name = TypeVar("Name", bound=Hashable)
+Result = TypeVar("Result")
 
 
 def on_host(call: Callable[[], object]) -> Callable[[], float]:
@@ -21,12 +22,8 @@ def on_host(call: Callable[[], object]) -> Callable[[], float]:
     return seconds
 
 
-def on_cuda(call: Callable[[], object]) -> Callable[[], float]:
-    """A call that replays another as a captured graph and gives the seconds that the device worked on it.
-
-    What a kernel of microseconds takes to be launched from Python stays out, and so does the second cache: it
-    is filled with something else before every replay.
-    """
+def captured(call: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """The CUDA graph of a call, and what it returned, which a replay writes again."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -34,7 +31,17 @@ def on_cuda(call: Callable[[], object]) -> Callable[[], float]:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        call()
+        results = call()
+    return graph, results
+
+
+def on_cuda(call: Callable[[], object]) -> Callable[[], float]:
+    """A call that replays another as a captured graph and gives the seconds that the device worked on it.
+
+    What a kernel of microseconds takes to be launched from Python stays out, and so does the second cache: it
+    is filled with something else before every replay.
+    """
+    graph, _ = captured(call)
     cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
     other = torch.empty(4 * cache, dtype=torch.int8, device="cuda")
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
