@@ -1,9 +1,9 @@
 """Token-level LLM methods as native ops and one-line model patches."""
 
-from . import attention, kvcache, methods
+from . import attention, kvcache, methods, sampling, speculative
 from ._native import load as _load
 
-__all__ = ["attention", "kvcache", "methods", "patch"]
+__all__ = ["attention", "kvcache", "methods", "patch", "sampling", "speculative"]
 __version__ = "0.1.0"
 
 _load()

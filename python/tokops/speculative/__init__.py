@@ -1,0 +1,14 @@
+"""Speculative decoding: token trees, their exact verification, and what proposes them."""
+
+from typing import TYPE_CHECKING, Any
+
+from .._discover import ops_of
+
+if TYPE_CHECKING:  # type checkers do not see what is discovered
+
+    def __getattr__(name: str) -> Any: ...
+
+
+_public = ops_of(__name__, __path__)
+globals().update(_public)
+__all__ = sorted(_public)
