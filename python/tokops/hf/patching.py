@@ -118,6 +118,11 @@ class Run:
         return args, kwargs
 
 
+def run_of(model) -> Run | None:
+    """The patch that is in force on a model, None if there is none."""
+    return _RUNS.get(model)
+
+
 def _implementations(config) -> dict:
     nested = {name: getattr(config, name) for name in config.sub_configs}
     return {

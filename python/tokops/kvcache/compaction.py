@@ -229,7 +229,7 @@ def move_rows(
     for source, target in moves:
         for tensor in tensors:
             there, here = tensor[target], tensor[source]
-            if lengths is not None:
+            if lengths is not None and length_dim is not None:
                 there, here = (row.narrow(length_dim - 1, 0, lengths[source]) for row in (there, here))
             there.copy_(here)
             moved += 2 * here.numel() * here.element_size()
