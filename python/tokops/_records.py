@@ -3,7 +3,20 @@
 import json
 import os
 import pathlib
+import platform
 import sys
+
+import torch
+
+
+def device_name(device: torch.device | str = "cpu") -> str:
+    """The name of a GPU, or of the CPU where the system tells."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def cache_folder(kind: str) -> pathlib.Path:

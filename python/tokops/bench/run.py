@@ -1,13 +1,12 @@
 """Runs cases and turns their times into rows: ratios to the floor and to every opponent, and the bars."""
 
-import pathlib
-import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import torch
 
 from tokops import _native
+from tokops._records import device_name
 
 from . import opponents
 from .attention import Case
@@ -112,19 +111,10 @@ def measure(
     return Row(case.label, ours, floor, floor_by, round(size * work.fraction), peers, verdicts)
 
 
-def _processor() -> str:
-    """The CPU's name, where the system tells."""
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def machine(device: str = "cpu") -> dict[str, str | int]:
     """What the numbers were measured on."""
-    cuda = torch.device(device).type == "cuda"
     return {
-        "device": torch.cuda.get_device_name() if cuda else _processor(),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
