@@ -194,7 +194,7 @@ def test_pool_survives_nan_and_rounding_above_zero():
     tokens = torch.tensor([[[5, 6]]], dtype=torch.int32)
     frontier = pool.expand(tokens, torch.tensor([[[1e-7, NAN]]]))
     assert frontier.tolist() == [[0, -1]]
-    pool.expand(tokens.expand(1, 2, 2), torch.tensor([[[0.0, -1.0], [0.0, 0.0]]]))
+    pool.expand(tokens.expand(1, 2, 2), torch.tensor([[[1e-7, -1.0], [0.0, 0.0]]]))
     found = pool.tree(9)
     assert found[0][0, :4].tolist() == [1, 5, 5, 6]
     assert found[1][0, :4].tolist() == [-1, 0, 1, 1]

@@ -69,6 +69,9 @@ def test_ppd():
     policy = PPDTree(table, budget=30, step=4, latency=FAST, fixed_seconds=0.5)
     assert policy.plan().budget == ppd_size(table, FAST, range(30, 0, -4), fixed=0.5).budget
     assert policy.plan(4000) is None
+    slow = PPDTree(table, budget=30, step=4, latency=FAST, fixed_seconds=50.0)
+    assert slow.plan().budget == ppd_size(table, FAST, range(30, 0, -4), fixed=50.0).budget
+    assert slow.plan().budget > policy.plan().budget
     small = LatencyTable((1, 3), (256,), ((1, 1),))
     assert PPDTree(table, latency=small).plan() is None
     policy.check("target_only")

@@ -128,6 +128,10 @@ def test_equals_exhaustive_search(seed, ordered):
     assert expected_tokens(tree, table) == pytest.approx(tree.expected, abs=1e-12)
 
 
+def test_equal_acceptances_keep_the_order_of_ranks():
+    assert best_first_tree([[0.02] * 40], 41).ranks == (-1, *range(40))
+
+
 def simulate(tree, table, steps, rng):
     """Emitted tokens of steps in which at most one candidate of every rank row is accepted."""
     children = {}
@@ -296,6 +300,19 @@ def test_counter_forgets_and_rebuilds():
     counter.update(tree, [0, 1])
     assert counter.tree(2) is kept
     assert counter.tree(1) is not kept
+
+
+def test_counter_fades_by_sequences():
+    tree = tree_from_paths([[0]])
+    together, apart = AcceptanceCounter(1, 1, half_life=4), AcceptanceCounter(1, 1, half_life=4)
+    for counter in (together, apart):
+        counter.update(tree, [0, 1])
+    together.update(tree, [[0, 1], [0, -1]])
+    tested, accepted = 0.5**0.5 + 2, 0.5**0.5 + 1  # a batch of two fades what was before by two steps
+    assert together.table()[0, 0] == pytest.approx((accepted + 0.5) / (tested + 1))
+    apart.update(tree, [0, 1])
+    assert (together.steps, apart.steps) == (3, 2)
+    assert apart.table()[0, 0] == pytest.approx((0.5**0.25 + 1.5) / (0.5**0.25 + 2))
 
 
 @pytest.mark.parametrize(

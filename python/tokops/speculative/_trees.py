@@ -1,7 +1,7 @@
 """What is public of the construction of draft trees."""
 
 from .acceptance import AcceptanceCounter
-from .dynamic_tree import DYNAMIC_VERIFY, DraftPool, check_dynamic, dynamic_tree
+from .dynamic_trees import DYNAMIC_VERIFY, DraftPool, check_dynamic, dynamic_tree
 from .falcon_trees import FalconLevel, FalconTables, falcon_tables, falcon_tree
 from .latency import LatencyTable
 from .policies import Eagle2Tree, FalconTree, PPDTree, StaticTree, TreePolicy

@@ -66,7 +66,7 @@ class AcceptanceCounter:
 
         Args:
             tree: what was verified, the same for all sequences.
-            accept_node: ``[B, L]`` or ``[L]`` accepted nodes in order, root included, padded with -1: what
+            accept_node: ``[B, L]`` or ``[L]`` accepted nodes in order, on the host, root included, padded with -1: what
                 ``tree_verify`` gives. Leave finished sequences out.
 
         Raises:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .dynamic_tree import DYNAMIC_VERIFY, DraftPool
+from .dynamic_trees import DYNAMIC_VERIFY, DraftPool
 from .falcon_trees import FalconTables, falcon_tables
 from .latency import LatencyTable
 from .ppd_plan import PPDPlan, ppd_plan, ppd_size

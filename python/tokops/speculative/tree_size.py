@@ -93,13 +93,12 @@ def choose_size(
         if max(tree.depth for tree in trees) < levels:
             break
         for nodes in {min(n, max(map(len, trees))) for n in offered}:
-            seconds = fixed + (0 if nodes == 1 else math.ceil(levels / block) * draft)
-            seconds += table.at(nodes, context)
+            seconds = fixed + math.ceil(levels / block) * draft + table.at(nodes, context)
             value = sum(tree.expected[min(nodes, len(tree)) - 1] for tree in trees) / len(trees)
-            key = (seconds / value, nodes, levels if nodes > 1 else 0)
+            key = (seconds / value, nodes, levels)
             if best is None or key < best[0]:
                 kept = tuple(tree.first(min(nodes, len(tree))) for tree in trees)
-                best = (key, SizeChoice(kept, nodes, key[2], value, seconds, plain * value / seconds))
+                best = (key, SizeChoice(kept, nodes, levels, value, seconds, plain * value / seconds))
     assert best is not None  # levels = 0 and one node are always tried
     return best[1]
 
