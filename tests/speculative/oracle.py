@@ -9,8 +9,8 @@ What those rules leave open is settled so:
 - The first test of a residual chain takes both masses as exactly 1, as a chain of one draft does; later masses
   are measured from what is left.
 - A residual without mass: the child just tested is accepted if the target allows it, else the target is drawn from.
-- kseq: equal-token children survive together; slots count the children of all survivors in order of node; at
-  the end the first survivor names the path.
+- kseq: one chain for every child of the root; equal tokens survive together; a chain keeps as slot the ordinal
+  of its first token at every level; at the end the first survivor names the path.
 """
 
 import math
@@ -247,9 +247,12 @@ def kseq(r):
 def kseq_level(r, node, children):
     q, p = r.q[node].astype(np.float64), r.draft_law(children[0]).astype(np.float64)
     m, rho = len(children), r.options.get("rho")
-    rho = division_factor(q.tolist(), p.tolist(), m) if rho is None else rho
-    for slot, c in enumerate(children):
-        x = r.tokens[c]
+    if rho is None:
+        rho = division_factor(q.tolist(), p.tolist(), m)
+    elif isinstance(rho, list):  # by node
+        rho = rho[node]
+    for c in children:
+        x, slot = r.tokens[c], r.children[0].index(path_to(r, c)[1])
         if r.coin(node, slot) * rho * p[x] < q[x]:
             return x
     below = q < rho * p
