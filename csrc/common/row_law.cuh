@@ -36,6 +36,24 @@ __device__ __forceinline__ int64_t block_max(LawShared& s, int64_t own) {
   return warp_max(int64_t(s.warps[threadIdx.x % 32]));
 }
 
+// The largest of all logits, the first token that has it, and that token's key.
+struct Largest {
+  int32_t key;
+  int token;
+};
+template <class Logit>
+__device__ Largest largest_logit(LawShared& s, int count, const Logit& logit) {
+  int64_t best = INT64_MIN;
+#pragma unroll 8
+  for (int x = threadIdx.x; x < count; x += kLawThreads) {
+    const int64_t key = score_key(exact::bits_of(logit(x)));
+    const int64_t own = key * (int64_t(1) << 32) + (kMostVocabulary - x);
+    best = own > best ? own : best;
+  }
+  best = block_max(s, best);
+  return {int32_t(best >> 32), kMostVocabulary - int(best & 0xffffffff)};
+}
+
 // Sum of integer weights f(x) over all tokens; s.tiles keeps it by tiles, for find_token.
 template <class F>
 __device__ unsigned long long sum_tiles(LawShared& s, int count, const F& f) {
@@ -127,18 +145,18 @@ template <class Logit>
 __device__ unsigned long long weigh_row(LawShared& s, RowLaw* r, int count, const LawSettings& set,
                                         const Logit& logit) {
   *r = RowLaw{};
-  float high = -INFINITY;
-#pragma unroll 8
-  for (int x = threadIdx.x; x < count; x += kLawThreads) high = fmaxf(high, logit(x));
-  const int64_t key = block_max(s, score_key(exact::bits_of(high)));
-  if (key <= kKeyOfMinusInf) return 0;
-  r->top = exact::float_of(key >= 0 ? int32_t(key) : int32_t(-key) | INT32_MIN);
-  const bool greedy = set.temperature == 0;
-  if (!greedy) r->inverse = __fdiv_rn(1.f, set.temperature);
-  const int top_k = greedy ? 1 : set.top_k;
-  if (top_k > 0 && top_k < count)
-    cut_at(s, r, count, find_crossing(s, *r, count, uint64_t(top_k), false, logit), logit);
-  if (set.top_p < 1) {
+  const Largest high = largest_logit(s, count, logit);
+  if (high.key <= kKeyOfMinusInf) return 0;
+  r->top = exact::float_of(high.key >= 0 ? high.key : (-high.key) | INT32_MIN);
+  if (set.temperature == 0) {
+    r->cut_key = high.key;
+    r->last = high.token;
+  } else {
+    r->inverse = __fdiv_rn(1.f, set.temperature);
+    if (set.top_k > 0 && set.top_k < count)
+      cut_at(s, r, count, find_crossing(s, *r, count, uint64_t(set.top_k), false, logit), logit);
+  }
+  if (set.temperature != 0 && set.top_p < 1) {
     const unsigned long long all = sum_tiles(s, count, [&](int x) -> unsigned long long {
       const float l = logit(x);
       return inside(*r, score_key(exact::bits_of(l)), x) ? exact::fixed(raw_weight(*r, l)) : 0;
@@ -146,10 +164,9 @@ __device__ unsigned long long weigh_row(LawShared& s, RowLaw* r, int count, cons
     const uint64_t wanted = nucleus(set.top_p, all);
     cut_at(s, r, count, find_crossing(s, *r, count, wanted, true, logit), logit);
   }
-  r->least = set.min_p;
-  return sum_tiles(s, count, [&](int x) -> unsigned long long {
-    return exact::fixed(weight(*r, logit(x), x));
-  });
+  r->least = set.temperature == 0 ? 0.f : set.min_p;
+  return sum_tiles(
+      s, count, [&](int x) -> unsigned long long { return exact::fixed(weight(*r, logit(x), x)); });
 }
 
 }  // namespace

@@ -9,7 +9,8 @@ namespace tokops {
 constexpr int32_t kMostVocabulary = 1 << 22;
 constexpr int64_t kRowFloats = 3;  // of workspace, per token of a row that is weighed on the CPU
 
-// How logits become a law. Off: 1, 0, 1, 0. A temperature of 0 leaves the first largest logit alone.
+// How logits become a law. Off: 1, 0, 1, 0. A temperature of 0 leaves the first largest logit
+// alone.
 struct LawSettings {
   float temperature, top_p, min_p;
   int32_t top_k;

@@ -109,8 +109,7 @@ inline void cut_row(RowLaw* r, const RowSpace& s, int count, uint64_t limit, boo
   for (int round = 1; round < 3; ++round) {
     const int shift = kDigitShifts[round], bits = kDigitShifts[round - 1] - shift;
     std::memset(bins, 0, sizeof bins);
-    for (int i = 0; i < n; ++i)
-      bins[digit(key_at(s.list[i]), shift, bits)] += amount(s.list[i]);
+    for (int i = 0; i < n; ++i) bins[digit(key_at(s.list[i]), shift, bits)] += amount(s.list[i]);
     const int bin = crossed_bin(bins, 1 << bits, &left);
     int kept = 0;
     for (int i = 0; i < n; ++i) {
@@ -140,10 +139,15 @@ inline uint64_t weigh_row(const RowSpace& s, int count, const LawSettings& set) 
     std::memset(row, 0, sizeof(float) * size_t(count));
     return 0;
   }
-  const bool greedy = set.temperature == 0;
-  if (!greedy) r.inverse = 1.f / set.temperature;
-  const int top_k = greedy ? 1 : set.top_k;
-  if (top_k > 0 && top_k < count) cut_row(&r, s, count, uint64_t(top_k), false);
+  if (set.temperature == 0) {
+    x = 0;
+    while (row[x] != r.top) ++x;
+    std::memset(row, 0, sizeof(float) * size_t(count));
+    row[x] = 1;
+    return uint64_t(exact::kOne);
+  }
+  r.inverse = 1.f / set.temperature;
+  if (set.top_k > 0 && set.top_k < count) cut_row(&r, s, count, uint64_t(set.top_k), false);
   if (set.top_p < 1) {
     for (int i = 0; i < count; ++i) s.weights[i] = weight(r, row[i], i);
     cut_row(&r, s, count, nucleus(set.top_p, sum_fixed(s.weights, count)), true);

@@ -1,6 +1,5 @@
-#include "sampling/sample.h"
-
 #include "common/row_law.cuh"
+#include "sampling/sample.h"
 
 namespace tokops {
 namespace {
