@@ -13,7 +13,8 @@ namespace {
 constexpr const char* kOp = "suffix_draft";
 
 // A match of m tokens that something followed n times, d different tokens among them, leaves
-// kDoubt d of n m^2 + kDoubt d to shorter matches.
+// kDoubt d of n m^2 + kDoubt d to shorter matches. Of 1..16, on prose, code and copies with edits,
+// 16 accepts the most and its weights do not claim more than comes true.
 constexpr int64_t kDoubt = 16;
 
 struct Limits {

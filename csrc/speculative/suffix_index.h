@@ -121,7 +121,6 @@ struct SuffixIndex {
     states[half].target = states[half].edges = 0;
     each_edge(q, [&](int32_t t, int32_t target) { add_edge(half, t, target); });
     states[q].link = half;
-    if (head->recent == q && recent_length() <= states[half].length) head->recent = half;
     while (edge != nullptr && *edge == q) {
       *edge = half;
       if (p == 0) break;
@@ -131,7 +130,8 @@ struct SuffixIndex {
     return half;
   }
 
-  // Counts the suffixes that end with a token just appended.
+  // Counts the suffixes that end with a token just appended. The state of the last tokens may have
+  // been split since; both halves have the same edges.
   void count(int32_t token) {
     const int32_t state = *find(head->recent, token), length = ++head->tokens;
     head->recent = shortened(state, recent_length());

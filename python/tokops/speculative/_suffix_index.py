@@ -16,7 +16,8 @@ _EXTEND, _DRAFT = "suffix_extend", "suffix_draft"
 _INT = (torch.int32,)
 _NAMES = ("heads", "text", "states", "edges", "places")
 #: A match of m tokens that something followed n times, d different tokens among them, leaves
-#: DOUBT d of n m^2 + DOUBT d to shorter matches.
+#: DOUBT d of n m^2 + DOUBT d to shorter matches. Of 1..16, on prose, code and copies with edits, 16 accepts the most
+#: and its weights do not claim more than comes true.
 _DOUBT = 16
 
 
@@ -297,13 +298,13 @@ class SuffixIndex:
         torch.ops.tokops.suffix_extend.default(*self.tensors, breaks, counts.int())
 
     def draft(
-        self, nodes: int = 32, depth: int = 16, min_match: int = 1, max_match: int = 32, branch: int = 8
+        self, nodes: int = 32, depth: int = 31, min_match: int = 1, max_match: int = 32, branch: int = 8
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Token trees of what may come next: :meth:`weighed_draft` without the weights."""
         return self.weighed_draft(nodes, depth, min_match, max_match, branch)[:3]
 
     def weighed_draft(
-        self, nodes: int = 32, depth: int = 16, min_match: int = 1, max_match: int = 32, branch: int = 8
+        self, nodes: int = 32, depth: int = 31, min_match: int = 1, max_match: int = 32, branch: int = 8
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Token trees of what may come next, and how likely each node is.
 
@@ -381,7 +382,7 @@ def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
             empty = SuffixIndex(batch, 8192).tensors
             yield "suffix_extend", f"B {batch} T 8192", (*empty, tokens, counts), {}
             index = _index(tokens)
-            yield "suffix_draft", f"B {batch} L 8192, 32 nodes", (*index, 32, 16, 1, 32, 8), {}
+            yield "suffix_draft", f"B {batch} L 8192, 32 nodes", (*index, 32, 31, 1, 32, 8), {}
             yield "suffix_draft", f"B {batch} L 8192, chain of 10", (*index, 11, 10, 1, 2, 1), {}
         return
     drafts = ((12, 5, 1, 8, 4), (40, 20, 2, 64, 3), (9, 6, 1, 2, 1), (1, 3, 1, 1, 1), (7, 0, 1, 3, 2))

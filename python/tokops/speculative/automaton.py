@@ -88,8 +88,6 @@ class Automaton:
             _, t, target, at = self.edges[at - 1]
             self._add_edge(half, t, target)
         copied[_LINK] = half
-        if self.head[4] == q and min(self.head[0], LONGEST_COUNTED) <= self.states[half][_LENGTH]:
-            self.head[4] = half
         while self._target(p, token) == q:
             self._redirect(p, token, half)
             if p == 0:
@@ -99,8 +97,8 @@ class Automaton:
 
     def _count(self, token: int) -> None:
         """One occurrence more of every suffix, of those that are counted."""
-        state = self._target(self.head[4], token)
-        assert state is not None  # append has just made it
+        state = self._target(self.head[4], token)  # of both halves where that state has been split since
+        assert state is not None  # append has made the edge
         self.head[0] += 1
         link = self.states[state][_LINK]
         longest = min(self.head[0], LONGEST_COUNTED)
