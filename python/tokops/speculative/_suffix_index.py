@@ -1,6 +1,5 @@
 """Drafts from what followed earlier occurrences of the last tokens: prompt lookup, as a tree."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 
 from .._check import check_shape, check_tensor, refuse_unless
 from .._native import op
+from . import lookup
 from .automaton import LONGEST_COUNTED, Automaton
 
 __all__ = ["SuffixIndex"]
@@ -15,10 +15,6 @@ __all__ = ["SuffixIndex"]
 _EXTEND, _DRAFT = "suffix_extend", "suffix_draft"
 _INT = (torch.int32,)
 _NAMES = ("heads", "text", "states", "edges", "places")
-#: A match of m tokens that something followed n times, d different tokens among them, leaves
-#: DOUBT d of n m^2 + DOUBT d to shorter matches. Of 1..16, on prose, code and copies with edits, 16 accepts the most
-#: and its weights do not claim more than comes true.
-_DOUBT = 16
 
 
 def _shapes(batch: int, capacity: int) -> tuple[tuple[tuple[int, ...], str], ...]:
@@ -106,75 +102,6 @@ def _check_draft(index, nodes, depth, min_match, max_match, branch):
         refuse_unless(least <= x <= most, _DRAFT, f"{name} must be {least}..{most}, got {x}")
 
 
-def _matches(text: list[int], context: list[int]) -> list[tuple[int, list[int]]]:
-    """Suffixes of a context that occur: (length, tokens up to the end of each occurrence), longest first.
-
-    Of suffixes that occur at the same places only the longest is there.
-    """
-    found: list[tuple[int, list[int]]] = []
-    ends = list(range(1, len(text) + 1))
-    for m in range(1, len(context) + 1):
-        ends = [e for e in ends if e >= m and text[e - m] == context[-m]]
-        if not ends:
-            break
-        if found and len(found[-1][1]) == len(ends):
-            found.pop()
-        found.append((m, ends))
-    return found[::-1]
-
-
-def _children(text, context, min_match, weight):
-    """What may follow a context: (- estimated probability, - tokens up to the end of its last occurrence)."""
-    found: dict[int, tuple[float, int]] = {}
-    for m, ends in _matches(text, context):
-        if m < min_match:
-            break
-        followers: dict[int, list[int]] = defaultdict(list)
-        for e in ends:
-            if e < len(text) and text[e] >= 0:
-                followers[text[e]].append(e + 1)
-        n, doubt = sum(map(len, followers.values())), _DOUBT * len(followers)
-        for token, places in followers.items():
-            share = len(places) * m * m / (n * m * m + doubt)
-            found.setdefault(token, (-(weight * share), -places[-1]))
-        if followers:
-            weight *= doubt / (n * m * m + doubt)
-    return list(found.values())
-
-
-def _grow(text, nodes, depth, min_match, max_match, branch):
-    """The tree as (token, parent, weight), best first."""
-    tree, paths = [(text[-1], -1, 1.0)], [[]]
-    pending: list[tuple[float, int, int, int]] = []  # the last occurrence tells the token
-    while True:
-        parent, path = len(tree) - 1, paths[-1]
-        if len(path) < depth:
-            context = (text + path)[-max_match:]
-            likely = sorted(_children(text, context, min_match, tree[-1][2]))
-            pending += [(*child, parent, text[-child[1] - 1]) for child in likely[:branch]]
-        if not pending or len(tree) == nodes:
-            return tree
-        best = min(pending)
-        pending.remove(best)
-        weight, _, parent, token = best
-        tree.append((token, parent, -weight))
-        paths.append([*paths[parent], token])
-
-
-def _copy(text, nodes, depth, min_match, max_match):
-    """The chain behind the first occurrence of the longest match."""
-    tree = [(text[-1], -1, 1.0)]
-    for m in range(max_match, min_match - 1, -1):
-        ends = (e for e in range(m, len(text)) if text[e - m : e] == text[len(text) - m :])
-        if (end := next(ends, None)) is not None:
-            for token in text[end:][: min(depth, nodes - 1)]:
-                if token < 0:
-                    break
-                tree.append((token, len(tree) - 1, 1.0))
-            break
-    return tree
-
-
 def _empty_draft(heads, nodes):
     batch = heads.shape[0]
     tokens, parents = (heads.new_empty((batch, nodes)) for _ in range(2))
@@ -197,9 +124,9 @@ def draft_reference(heads, text, states, edges, places, nodes, depth, min_match,
         if not words or words[-1] < 0:
             tree = []
         elif branch == 1:
-            tree = _copy(words, nodes, depth, min_match, max_match)
+            tree = lookup.copy(words, nodes, depth, min_match, max_match)
         else:
-            tree = _grow(words, nodes, depth, min_match, max_match, branch)
+            tree = lookup.grow(words, nodes, depth, min_match, max_match, branch)
         n_nodes[b] = len(tree)
         for out, column in zip((tokens, parents, weights), zip(*tree, strict=True), strict=False):
             out[b, : len(tree)] = torch.tensor(column, dtype=out.dtype, device=out.device)
