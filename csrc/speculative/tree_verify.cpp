@@ -75,8 +75,8 @@ class TreeCheck {
                       " of tree ", b, " has parent ", up);
       a = up;
     }
-    STD_TORCH_CHECK(x >= 0 && x < p_.V, kOp, ": tokens must be 0..", p_.V - 1, ", got ", x,
-                    " at node ", i, " of tree ", b);
+    STD_TORCH_CHECK(i == 0 || (x >= 0 && x < p_.V), kOp, ": tokens must be 0..", p_.V - 1, ", got ",
+                    x, " at node ", i, " of tree ", b);
     STD_TORCH_CHECK(depth < p_.columns, kOp, ": node ", i, " of tree ", b, " is deeper than ",
                     p_.columns - 1, ", the tree's max_depth");
     int children = 0;
@@ -91,6 +91,9 @@ class TreeCheck {
       const int row = at(p_.draft_rows, b, c);
       STD_TORCH_CHECK(row >= 0 && row < p_.M, kOp, ": draft_rows must be 0..", p_.M - 1, ", got ",
                       row, " at node ", c, " of tree ", b);
+      STD_TORCH_CHECK(row == at(p_.draft_rows, b, link(p_.first_child, b, i, n)), kOp,
+                      ": draft_rows of siblings must be the same, those of the children of node ",
+                      i, " of tree ", b, " are not");
     }
     if (p_.mode == Verify::chain_block)
       STD_TORCH_CHECK(children <= 1, kOp, ": mode chain_block needs chains, node ", i, " of tree ",
@@ -125,7 +128,7 @@ void refuse_faults(const Tensor& faults, int64_t requests) {
             "its token has probability 0 in draft_probs, which is not the law it was drawn from";
         break;
       case Fault::low_rho:
-        words = "rho is too small: the residual would be negative";
+        words = "rho must be at least 1 and such that no residual is negative";
         break;
     }
     STD_TORCH_CHECK(words == nullptr, kOp, ": ", words, " (node ", x[2 * b + 1], " of tree ", b,

@@ -73,7 +73,7 @@ struct HostRows {
     return p_x > 0;
   }
   bool valid_rho(double c, double rho, int node) const {
-    const bool ok = !p.rho || c <= rho * (1 + 1e-6);
+    const bool ok = !p.rho || (rho >= 1 && c <= rho * (1 + 1e-6));
     if (!ok) fault(Fault::low_rho, node);
     return ok;
   }

@@ -134,7 +134,7 @@ def _check_values(
             depth = _depth(b, i, par)
             if depth is None:
                 continue
-            _refuse(0 <= tok[i] < v, f"tokens must be 0..{v - 1}, got {tok[i]} at node {i} of tree {b}")
+            _refuse(i == 0 or 0 <= tok[i] < v, f"tokens must be 0..{v - 1}, got {tok[i]} at node {i} of tree {b}")
             _refuse(
                 depth <= max_depth, f"node {i} of tree {b} is deeper than {max_depth}, the tree's max_depth"
             )
@@ -143,6 +143,10 @@ def _check_values(
                 _refuse(
                     0 <= rows[b][c] < laws,
                     f"draft_rows must be 0..{laws - 1}, got {rows[b][c]} at node {c} of tree {b}",
+                )
+                _refuse(
+                    rows[b][c] == rows[b][children[i][0]],
+                    f"draft_rows of siblings must be the same, those of the children of node {i} of tree {b} are not",
                 )
         trees.append(children)
     if neighbours is not None and neighbours.numel():

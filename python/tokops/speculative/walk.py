@@ -222,8 +222,8 @@ class Walk:
         beta = _beta(int(fixed(p)[high].sum()), int(fixed(q)[~high].sum()), rho, m)
         c = (1 - _none(beta, k)) / beta if beta > 0 else 1.0
         _refuse(
-            self.r.rho is None or c <= rho * (1 + 1e-6),
-            "rho is too small: the residual would be negative",
+            self.r.rho is None or (rho >= 1 and c <= rho * (1 + 1e-6)),
+            "rho must be at least 1 and such that no residual is negative",
             self.cur,
         )
         below = f32(1 - c / rho) if c < rho else 0.0
