@@ -1,5 +1,6 @@
 """Random token trees, and forwards over them."""
 
+import copy
 import random
 
 import torch
@@ -95,3 +96,36 @@ class Texts:
             path = path_to(parents, self.rng.randrange(len(parents)))
             paths.append(path[: self.rng.randint(0, len(path))])
         return paths
+
+
+class Alone:
+    """One sequence of :class:`Texts`, decoded token by token over a cache of its own; kept ones may be many."""
+
+    def __init__(self, texts: Texts, row: int, cache, prompt: int = PROMPT):
+        self.model, self.cache, self.padding = texts.model, cache, texts.padding[row]
+        ids = torch.tensor([texts.tokens[row][:prompt]])
+        mask = (torch.arange(prompt) >= self.padding).long()[None]
+        self._run(ids, mask)
+        self.follow(texts.tokens[row])
+
+    def _run(self, ids, mask):
+        at = positions_of(mask)[:, -ids.shape[1] :]
+        with torch.no_grad():
+            out = self.model(input_ids=ids, attention_mask=mask, position_ids=at, past_key_values=self.cache)
+        return out.logits[0, -1]
+
+    def follow(self, tokens: list[int]) -> torch.Tensor | None:
+        """Decode what is new of a text; returns the last logits."""
+        logits = None
+        for length in range(self.cache.get_seq_length(), len(tokens)):
+            mask = (torch.arange(length + 1) >= self.padding).long()[None]
+            logits = self._run(torch.tensor([[tokens[length]]]), mask)
+        return logits
+
+    def along(self, tokens: list[int]) -> torch.Tensor:
+        """Logits behind a path of tokens, which are then taken back."""
+        twin = copy.copy(self)
+        twin.cache = copy.deepcopy(self.cache)
+        logits = twin.follow([*[0] * self.cache.get_seq_length(), *tokens])
+        assert logits is not None, "a path has a root"
+        return logits

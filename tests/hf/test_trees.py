@@ -6,9 +6,10 @@ import random
 import pytest
 import torch
 from tiny_models import FAMILIES, build
-from trees import PADDING, Texts, path_to, positions_of, random_parents, words_of
+from trees import PADDING, Alone, Texts, path_to, positions_of, random_parents, words_of
 
 import tokops
+from tokops.methods import TidalDecode
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
@@ -216,3 +217,76 @@ def test_a_copy_of_a_ragged_cache_goes_on_alike():
         want = texts.forward(tokens)
         texts.cache = twin
         assert torch.equal(texts.forward(tokens), want)
+
+
+TIDAL = {
+    "kv_group": TidalDecode(budget=9, reselect_layer=4),
+    "kv_group raw": TidalDecode(budget=9, reselect_layer=4, reduce="max_raw", always_keep=(2, 3)),
+    "q_head": TidalDecode(budget=9, reselect_layer=4, scope="q_head", always_keep=(3, 0)),
+    "layer": TidalDecode(budget=9, reselect_layer=4, scope="layer", always_keep=(0, 5)),
+    "lessismore": TidalDecode(budget=16, reselect_layer=4, mode="lessismore"),
+    "lessismore without sinks": TidalDecode(budget=9, reselect_layer=4, mode="lessismore"),
+    "partly covered": TidalDecode(budget=25, reselect_layer=4, always_keep=(1, 2)),
+    "partly covered lessismore": TidalDecode(budget=25, reselect_layer=4, mode="lessismore"),
+}
+
+
+@pytest.mark.parametrize("padding", [PADDING, (0, 0, 0)], ids=["padded", "unpadded"])
+@pytest.mark.parametrize("name", TIDAL)
+def test_a_node_reads_the_lists_of_its_own_path(name, padding, monkeypatch):
+    seen = {}
+    choose = TidalDecode._choose
+
+    def spy(self, reader):
+        seen[reader.layer] = choose(self, reader)
+        return seen[reader.layer]
+
+    monkeypatch.setattr(TidalDecode, "_choose", spy)
+    model = build("llama", num_hidden_layers=6)
+    with tokops.patch(model, TIDAL[name], page_size=4) as run:
+        texts = Texts(model, run.new_cache(), seed=3, padding=padding)
+        for nodes in (6, 1, 11):
+            logits, tokens, trees = texts.draft(nodes)
+            lists = dict(seen)
+            for row, parents in enumerate(trees):
+                single = Alone(texts, row, run.new_cache())
+                depths = [len(path_to(parents, node)) - 1 for node in range(nodes)]
+                past = len(texts.tokens[row])
+                for node in range(nodes):
+                    path = path_to(parents, node)
+                    seen.clear()
+                    want = single.along(tokens[row, path].tolist())
+                    torch.testing.assert_close(logits[row, node], want, **CLOSE)
+                    for layer, (positions, counts) in lists.items():
+                        own = [
+                            [slot if slot < past else past + depths[slot - past] for slot in head[:count]]
+                            for head, count in zip(
+                                positions[row, node].tolist(), counts[row, node].tolist(), strict=True
+                            )
+                        ]
+                        if layer in seen:
+                            alone = seen[layer]
+                            expected = [
+                                head[:count]
+                                for head, count in zip(
+                                    alone.positions[0, 0].tolist(), alone.counts[0, 0].tolist(), strict=True
+                                )
+                            ]
+                        else:  # the budget covered its path
+                            expected = [list(range(padding[row], past + len(path)))] * len(own)
+                        assert own == expected
+            texts.keep(tokens, texts.accept(trees))
+
+
+def test_plain_steps_of_different_lengths_read_lists_of_their_own():
+    model = build("llama", num_hidden_layers=6)
+    for method in (TIDAL["kv_group raw"], TIDAL["lessismore"]):
+        with tokops.patch(model, method, page_size=4) as run:
+            texts = Texts(model, run.new_cache())
+            _, tokens, trees = texts.draft(8)
+            texts.keep(tokens, [[0], [], path_to(trees[2], 7)])
+            tokens = torch.randint(3, 97, (3, 1))
+            logits = texts.forward(tokens)
+            for row in range(3):
+                want = Alone(texts, row, run.new_cache()).along(tokens[row].tolist())
+                torch.testing.assert_close(logits[row, 0], want, **CLOSE)
