@@ -1,6 +1,7 @@
 """Page bookkeeping against a plain tensor: whatever is done to a batch, every sequence reads back its own tokens."""
 
 import copy
+import random
 
 import hypothesis.strategies as st
 import numpy as np
@@ -14,6 +15,7 @@ from tokops.kvcache.pages import PageTable
 
 OPERATIONS = st.one_of(
     st.tuples(st.just("append"), st.integers(1, 9)),
+    st.tuples(st.just("draft"), st.integers(0, 999)),
     st.tuples(st.just("crop"), st.integers(0, 9)),
     st.tuples(st.just("reorder"), st.lists(st.integers(0, 7), min_size=1, max_size=4)),
     st.tuples(st.just("repeat"), st.integers(1, 3)),
@@ -37,39 +39,59 @@ def check_books(table: PageTable) -> None:
     assert sorted(table._free + np.flatnonzero(held).tolist()) == list(range(table.capacity))
     if table.table is not None:
         assert table.table.tolist() == np.maximum(table.pages, 0).tolist()
-        assert table.seq_lens.tolist() == [table.length] * table.batch
+        assert table.seq_lens.tolist() == table.lengths.tolist()
+        assert (table.length, table.shortest) == (table.lengths.max(), table.lengths.min())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(operations=st.lists(OPERATIONS, min_size=1, max_size=14), batch=st.integers(1, 3))
 def test_sequences_read_back_their_own_tokens(run, operations, batch):
     cache = run.new_cache()
-    clock = 0.0
-    model = torch.zeros(2, batch, 0, 2, 4)  # layers, sequences, tokens, heads, dim
+    clock = 0
+    model = [torch.zeros(0, 2, 2, 4) for _ in range(batch)]  # of every sequence: tokens, layers, heads, dim
+
+    def new_tokens(count):
+        nonlocal clock
+        clock += 1
+        new = torch.arange(2 * len(model) * count * 8).view(len(model), count, 2, 2, 4) + 1000.0 * clock
+        for layer in range(2):
+            k = new[:, :, layer].transpose(1, 2)
+            cache.update(k, -k, layer)
+        return new
+
     for name, value in [("append", 3), *operations]:
-        sequences, length = model.shape[1:3]
-        if name == "append":
-            new = torch.arange(2 * sequences * value * 8).view(2, sequences, value, 2, 4) + 1000.0 * clock
-            clock += 1
-            for layer in range(2):
-                k = new[layer].transpose(1, 2)
-                cache.update(k, -k, layer)
-            model = torch.cat([model, new], 2)
+        sequences, shortest = len(model), min(map(len, model))
+        if name == "append" and shortest < max(map(len, model)):
+            cache.draft(None, None)
+            new_tokens(value)
+            cache.keep(None, [0] * sequences)
+        elif name == "append":
+            model = [torch.cat(x) for x in zip(model, new_tokens(value), strict=True)]
+        elif name == "draft":
+            rng = random.Random(value)
+            nodes = rng.randint(1, 9)
+            cache.draft(None, None)
+            new = new_tokens(nodes)
+            kept = [sorted(rng.sample(range(nodes), rng.randint(0, nodes))) for _ in model]
+            most = max(map(len, kept))
+            rows = torch.tensor([[*own, *[0] * (most - len(own))] for own in kept], dtype=torch.int32)
+            cache.keep(rows.view(sequences, most), [len(own) for own in kept])
+            model = [torch.cat([text, x[own]]) for text, x, own in zip(model, new, kept, strict=True)]
         elif name == "crop":
-            value = min(value, length)
+            value = min(value, shortest)
             cache.crop(-value)
-            model = model[:, :, : length - value]
+            model = [text[: len(text) - value] for text in model]
         elif name == "reorder":
             rows = [r % sequences for r in value]
             cache.reorder_cache(torch.tensor(rows))
-            model = model[:, rows]
+            model = [model[row] for row in rows]
         elif name == "repeat" and sequences < 4:
             cache.batch_repeat_interleave(value)
-            model = model.repeat_interleave(value, 1)
+            model = [text for text in model for _ in range(value)]
         elif name == "keep":
             mask = torch.tensor([*value, *[True] * sequences][:sequences]) | (torch.arange(sequences) == 0)
             cache.batch_select_indices(mask)
-            model = model[:, mask]
+            model = [text for text, stays in zip(model, mask.tolist(), strict=True) if stays]
         elif name == "unshare":
             cache.unshare()
             assert cache.layers[0].table.pages_in_use == cache.layers[0].table.pages.size
@@ -77,15 +99,45 @@ def test_sequences_read_back_their_own_tokens(run, operations, batch):
             cache = copy.deepcopy(cache)
         elif name == "reset":
             cache.reset()
-            model = model[:, :, :0]
-        assert cache.get_seq_length() == model.shape[2]
-        check_books(cache.layers[0].table)
-        if not model.shape[2]:
+            model = [text[:0] for text in model]
+        table, lengths = cache.layers[0].table, [len(text) for text in model]
+        assert cache.get_seq_length() == max(lengths)
+        check_books(table)
+        if not max(lengths):
             continue
+        assert cache.lengths == lengths
+        assert table.pages.shape[1] == -(-max(lengths) // table.size)
         for layer in range(2):
-            keys, values = cache.layers[layer].gather(0, model.shape[2])
-            assert torch.equal(keys, model[layer])
-            assert torch.equal(values, -model[layer])
+            keys, values = cache.layers[layer].gather(0, max(lengths))
+            for row, text in enumerate(model):
+                assert torch.equal(keys[row, : len(text)], text[:, layer])
+                assert torch.equal(values[row, : len(text)], -text[:, layer])
+        tokens = {x.item() for text in model for x in text[:, 0, 0, 0]}
+        assert len(tokens) <= table.live_tokens() <= sum(lengths)
+        assert table.full_bytes() == sum(lengths) * table.token_bytes
+
+
+@settings(max_examples=100, deadline=None)
+@given(rounds=st.integers(1, 60), window=st.integers(1, 90), seed=st.integers(0, 999))
+def test_windows_of_sequences_of_different_lengths(rounds, window, seed):
+    """The shortest sequence's window is held for all, and released behind it."""
+    rng = random.Random(seed)
+    table = PageTable(16, window)
+    table.advance(3, rng.randint(1, 400), torch.device("cpu"))
+    for _ in range(rounds):
+        nodes = rng.randint(1, 256)
+        past = table.lengths.copy()
+        table.advance(3, nodes, torch.device("cpu"))
+        assert table.skipped == 0
+        for row, length in enumerate(past.tolist()):
+            reach = range(max(0, length - window + 1), length + nodes)
+            assert min(table.pages[row, position // 16] for position in reach) >= 0
+        counts = np.array([rng.randint(0, nodes) for _ in range(3)])
+        table.keep(nodes, counts, torch.from_numpy(counts).int() - nodes)
+        assert table.lengths.tolist() == (past + counts).tolist()
+        check_books(table)
+        behind = max(0, table.shortest - 256 - window - 256 - 16) // 16
+        assert (table.pages[:, :behind] < 0).all()
 
 
 @settings(max_examples=100, deadline=None)

@@ -256,7 +256,7 @@ def test_caches_are_saved_and_loaded(model, prompts, monkeypatch):
         with pytest.raises(TypeError, match="only a tokops cache can be taken over, got list"):
             other.adopt([])
     monkeypatch.setattr(cache_module, "FORMAT", cache_module.FORMAT + 1)
-    with pytest.raises(ValueError, match="saved in format 1, this tokops reads format 2: fill a new cache"):
+    with pytest.raises(ValueError, match="saved in format 2, this tokops reads format 3: fill a new cache"):
         pickle.loads(saved)
 
 

@@ -5,7 +5,8 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ..attention import prefill_attention
-from .layers import MAX_ROWS, PagedLayer, StoreLayer
+from .drafts import MAX_ROWS
+from .layers import PagedLayer, StoreLayer
 from .reader import Reader
 
 NAME = "tokops"
@@ -93,6 +94,8 @@ def attention(
     }
     q = query.transpose(1, 2)
     if isinstance(key, (PagedLayer, StoreLayer)):
+        if key.state.draft is not None:
+            options |= _of_draft(key.state.draft, attention_mask)
         out = _over_cache(key, q, value, options)
         if key.state.step.prompt_rows:
             key.absorb(q, options)
@@ -105,6 +108,18 @@ def attention(
     return prefill_attention(q, key.transpose(1, 2), value.transpose(1, 2), **options), None
 
 
+def _of_draft(draft, attention_mask):
+    if attention_mask is not None:
+        raise ValueError(
+            "tokops: a draft's forward takes attention_mask=None, padding on the left goes to draft(starts=...)"
+        )
+    return (
+        {"starts": draft.starts}
+        if draft.ancestors is None
+        else {"starts": draft.starts, "ancestors": draft.ancestors}
+    )
+
+
 def _over_cache(layer, q, new, options):
     if layer.window != options["window"]:
         raise RuntimeError(
@@ -114,7 +129,7 @@ def _over_cache(layer, q, new, options):
     step, select = state.step, state.plan.select
     rows = q.shape[1]
     if options["starts"] is not None:
-        state.plan.counters.padding(step, options["starts"])
+        state.plan.counters.padding(state, options["starts"])
     prompt = rows if select is None or layer.window is not None else step.prompt_rows
     if prompt == rows:
         return _dense(layer, q, new, options, rows)
@@ -133,7 +148,7 @@ def _over_cache(layer, q, new, options):
 def _dense(layer, q, new, options, rows):
     """Dense attention of the first rows of a forward of ``rows`` tokens."""
     past, behind = layer.state.step.past, rows - q.shape[1]
-    if past and q.shape[1] <= MAX_ROWS:
+    if (past or layer.state.nodes) and q.shape[1] <= MAX_ROWS:
         return _guard(layer.decode(q, options, behind=behind), q)
     if past:
         return _guard(layer.prompt(q, new, options), q)

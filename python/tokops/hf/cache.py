@@ -1,14 +1,18 @@
 """The paged cache: a transformers ``Cache`` whose layers hand themselves to our attention function."""
 
 import copy
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from .._check import check_tensor
 from ..kvcache.pages import PageTable
 from ..methods import Method, ModelShape, Step
+from .drafts import Draft, compact
 from .layers import PagedLayer, StoreLayer
 
 #: Tokens per page. A beam that splits copies at most one page per layer and a sequence wastes at most 63 slots,
@@ -16,7 +20,7 @@ from .layers import PagedLayer, StoreLayer
 PAGE_SIZE = 64
 
 #: How a pickled cache is laid out. A cache of another number is refused: raised by whatever changes its fields.
-FORMAT = 1
+FORMAT = 2
 
 
 class CacheState:
@@ -32,6 +36,10 @@ class CacheState:
         self.step: Step | None = None
         #: Cached positions from here on are decoding, before it prompt. None: only single tokens are decoding.
         self.prompt_length: int | None = None
+        #: What the tokens of the next forward are, and of the one at work, until they are kept.
+        self.draft: Draft | None = None
+        #: Tokens per sequence of a draft that has been run and is not kept yet.
+        self.nodes = 0
 
     def table(self, window: int | None) -> PageTable:
         return self.tables.setdefault(window, PageTable(self.page_size, window))
@@ -45,13 +53,30 @@ class CacheState:
     def length(self) -> int:
         return self.books[0].length
 
+    @property
+    def mean_length(self) -> float:
+        """Tokens of a sequence, on average."""
+        lengths = self.books[0].lengths
+        return float(lengths.sum()) / max(len(lengths), 1)
+
     def __getstate__(self) -> dict:
         return {**self.__dict__, "plan": None}  # the patched model's, which is not saved along
 
     def begin(self, batch: int, rows: int, device: torch.device) -> None:
         """Start a forward of new tokens: room in all tables, and a fresh step."""
         past = self.length
-        if self.prompt_length is None:
+        self.refuse_nodes()
+        if self.draft is not None:
+            if self.layout is not None:
+                raise NotImplementedError("tokops: a cache with a storing method takes no drafts yet")
+            self.draft.check(batch, rows)
+            self.nodes, prompt_rows = rows, 0
+        elif self.books[0].shortest != past:
+            raise RuntimeError(
+                f"the cache holds {self.books[0].shortest}..{past} tokens per sequence: call draft() before a forward "
+                "over sequences of different lengths"
+            )
+        elif self.prompt_length is None:
             prompt_rows = rows if rows > 1 or past == 0 else 0
         else:
             prompt_rows = min(max(self.prompt_length - past, 0), rows)
@@ -61,6 +86,13 @@ class CacheState:
             self.layout.begin(batch, rows, prompt_rows, device)
         self.step = Step(past, rows, prompt_rows)
         self.plan.counters.begin(self)
+
+    def refuse_nodes(self) -> None:
+        """Refuse to go on while nobody has said what is kept of a draft."""
+        if self.nodes:
+            raise RuntimeError(
+                f"the cache holds a draft of {self.nodes} tokens per sequence: call keep() on it first"
+            )
 
 
 class Plan:
@@ -129,10 +161,90 @@ class PagedCache(Cache):
             book.reset()
         for layer in self.layers:
             layer.reset()
-        self.state.step = None
+        self.state.step = self.state.draft = None
+        self.state.nodes = 0
+
+    # ---- Drafts, and sequences of different lengths.
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of every sequence, left padding included; tokens of a draft count once they are kept."""
+        return (self.state.books[0].lengths - self.state.nodes).tolist()
+
+    def draft(self, ancestors: Tensor | None, depths: Tensor | None, starts: Tensor | None = None) -> None:
+        """Say that the tokens of the next forward are drafts, which hang behind what each sequence holds.
+
+        Row ``i`` of the forward is a node of sequence ``b``'s tree; its keys and values go to slot
+        ``lengths[b] + i`` and its position is ``lengths[b] + depths[b, i]``. It sees the sequence's tokens and its
+        ancestors; a sliding window counts by depth. Call the model with ``attention_mask=None``, ``position_ids`` =
+        ``lengths - starts + depths`` and as many tokens for every sequence, then say with :meth:`keep` which nodes
+        stay. Sequences of different lengths take new tokens in this way only.
+
+        Args:
+            ancestors: ``[B, T, W]`` int64, T at most 256: bit ``j % 64`` of word ``j // 64`` of row ``i`` says that
+                node ``j`` is ``i`` itself or one of its ancestors. An ancestor comes before its descendants. None:
+                the tokens are a chain, which a plain step of one token is.
+            depths: ``[B, T]`` int32, ancestors of a node besides itself; None with ``ancestors``.
+            starts: ``[B]`` int32 first visible position of every sequence (left padding); None is 0.
+
+        Raises:
+            RuntimeError: wrong dtype, shape or device; the last draft was not kept.
+            ValueError: one of ``ancestors`` and ``depths`` without the other; at the forward, other sizes than its.
+        """
+        self.state.refuse_nodes()
+        self.state.draft = Draft(ancestors, depths, starts)
+
+    def keep(self, rows: Tensor | None, counts: Sequence[int]) -> None:
+        """After a draft's forward, take some nodes of every sequence as its next tokens and forget the others.
+
+        Args:
+            rows: ``[B, n]`` int32 on the cache's device: the nodes to keep, in order. The first ``counts[b]`` of a
+                row are strictly ascending and below T. None keeps the first ``counts[b]`` nodes.
+            counts: how many of each sequence; 0 keeps nothing of this forward.
+
+        Raises:
+            RuntimeError: no draft has been run, or its forward was interrupted; wrong dtype, shape or device;
+                on the CPU, or with TOKOPS_CHECK=1, rows that do not ascend.
+            ValueError: counts out of range.
+        """
+        state = self.state
+        nodes, book = state.nodes, state.books[0]
+        if not nodes:
+            raise RuntimeError("keep: no draft has been run: call draft() and run a forward first")
+        if any(layer.length != book.length for layer in self.layers):
+            raise RuntimeError("keep: the draft's forward was interrupted, reset() the cache")
+        device = self.layers[0].device
+        most = self._check_kept(rows, counts, nodes, device)
+        held = torch.tensor(list(counts), dtype=torch.int32).to(device)
+        if rows is not None and most:
+            compact([pages for layer in self.layers for pages in layer.newest()], nodes, rows, held)
+        change = held - nodes
+        for kept in state.books:
+            kept.keep(nodes, np.asarray(counts, np.int64), change)
+        for layer in self.layers:
+            layer.follow_keep(rows, held)
+        state.nodes, state.draft = 0, None
+
+    def _check_kept(self, rows, counts, nodes, device) -> int:
+        batch = self.state.books[0].batch
+        limit = nodes
+        if rows is not None:
+            check_tensor("keep", "rows", rows, 2, (torch.int32,), torch.empty(0, device=device))
+            if rows.shape[0] != batch or rows.shape[1] > nodes:
+                raise ValueError(
+                    f"keep: rows must be [{batch}, at most {nodes}] of a draft of {nodes} tokens, got "
+                    f"{list(rows.shape)}"
+                )
+            limit = rows.shape[1]
+        if len(counts) != batch or not all(0 <= count <= limit for count in counts):
+            raise ValueError(f"keep: counts must be {batch} numbers in 0..{limit}, got {list(counts)}")
+        return max(counts, default=0)
+
+    # ---- Changes between forwards.
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last ``-tokens_to_remove`` tokens."""
+        """Forget the last ``-tokens_to_remove`` tokens of every sequence, however long it is."""
+        self.state.refuse_nodes()
         remove = int(tokens_to_remove)
         if remove > 0:
             raise ValueError(f"crop takes minus the number of tokens to remove, got {remove}")
@@ -157,6 +269,7 @@ class PagedCache(Cache):
         self._select([row for row in range(self.state.books[0].batch) for _ in range(repeats)])
 
     def _select(self, rows: list[int]) -> None:
+        self.state.refuse_nodes()
         for book in self.state.books:
             book.select(rows)
         for layer in self.layers:

@@ -13,8 +13,7 @@ from ..attention import (
     vote_scores,
 )
 from ..kvcache import decode
-
-MAX_ROWS = 256  # rows that one decoding call takes
+from .drafts import MAX_ROWS, Rows
 
 
 class _Layer(CacheLayerMixin):
@@ -133,7 +132,7 @@ class PagedLayer(_Layer):
 
     def scores(self, q: Tensor, options: dict, reduce: str) -> tuple[Tensor, Tensor | None]:
         """Scores of the newest rows as :func:`tokops.attention.paged_scores` gives them; no output."""
-        scan = {name: options[name] for name in ("starts", "scale", "window")}
+        scan = {name: options[name] for name in ("starts", "scale", "window", "ancestors") if name in options}
         table, lens = self.table.table, self.table.seq_lens
         return paged_scores(q, self.k_pages, table, lens, reduce=reduce, max_len=self.length, **scan), None
 
@@ -154,6 +153,17 @@ class PagedLayer(_Layer):
         k, v = (torch.cat([a, b], 1) for a, b in zip(old, (k, v), strict=True))
         return prefill_attention(q.detach(), k.detach(), v.detach(), **options)
 
+    @property
+    def seq_lens(self) -> Tensor:
+        """Tokens of every sequence, the new ones included: ``[B]`` int32."""
+        return self.table.seq_lens
+
+    def newest(self) -> list[Rows]:
+        """Where the rows of the last forward are, for :func:`~tokops.hf.drafts.compact`."""
+        assert self.k_pages is not None, "a forward has written to them"
+        assert self.v_pages is not None, "a forward has written to them"
+        return [Rows(self.k_pages, self.v_pages, self.table.table, self.table.seq_lens)]
+
     def absorb(self, q: Tensor, options: dict) -> None:
         """Called after a prompt's attention; full-precision pages have taken its tokens already."""
 
@@ -161,8 +171,13 @@ class PagedLayer(_Layer):
         """The tables have been cropped."""
         self.length = self.table.length
 
+    def follow_keep(self, rows: Tensor | None, counts: Tensor) -> None:
+        """The tables have dropped what was not kept of the last forward, and this layer's rows have moved."""
+        self.length = self.table.length
+
     def select(self, rows: list[int]) -> None:
         """The tables have been reordered; pools stay as they are."""
+        self.length = self.table.length
 
     def reset(self) -> None:
         """Give back the pools."""

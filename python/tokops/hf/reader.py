@@ -1,5 +1,6 @@
 """One layer's cache as a selecting method sees it."""
 
+import torch
 from torch import Tensor
 
 from ..methods import Selection
@@ -8,7 +9,18 @@ from ..methods import Selection
 class Reader:
     """See :class:`tokops.methods.LayerReader`. The layer behind it keeps its tokens as it likes."""
 
-    __slots__ = ("_layer", "_options", "keys_scanned", "kv_heads", "layer", "length", "out", "q", "starts")
+    __slots__ = (
+        "_draft",
+        "_layer",
+        "_options",
+        "keys_scanned",
+        "kv_heads",
+        "layer",
+        "length",
+        "out",
+        "q",
+        "starts",
+    )
 
     def __init__(self, layer, q: Tensor, options: dict):
         self.layer = layer.index
@@ -18,8 +30,36 @@ class Reader:
         self.kv_heads = layer.kv_heads
         self.out: Tensor | None = None
         self.keys_scanned = 0
+        self._draft = layer.state.draft
         self._layer = layer
         self._options = options
+
+    @property
+    def drafted(self) -> bool:
+        """See :class:`tokops.methods.LayerReader`."""
+        return self._draft is not None
+
+    @property
+    def positions(self) -> Tensor:
+        """See :class:`tokops.methods.LayerReader`."""
+        rows = self.q.shape[1]
+        node = torch.arange(rows, device=self.q.device)
+        if self._draft is None:
+            return node[None] + (self.length - rows)
+        depth = node if self._draft.depths is None else self._draft.depths.long()
+        return (self._layer.seq_lens - rows)[:, None] + depth
+
+    @property
+    def key_positions(self) -> Tensor:
+        """See :class:`tokops.methods.LayerReader`."""
+        slot = torch.arange(self.length, device=self.q.device)[None]
+        if self._draft is None or self._draft.depths is None:
+            return slot
+        rows = self.q.shape[1]
+        first = (self._layer.seq_lens - rows)[:, None]
+        node = slot - first
+        depth = self._draft.depths.long().gather(1, node.clamp(0, rows - 1))
+        return torch.where((node >= 0) & (node < rows), first + depth, slot)
 
     def scores(self, reduce: str = "none") -> Tensor:
         """Scores ``[B, T, Hs, length]`` of the rows against all keys, from one read of the keys."""

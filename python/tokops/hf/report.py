@@ -79,7 +79,7 @@ class Counters:
         self.books = state.books
         if step.prompt_rows == step.rows:
             return
-        length = step.past + step.rows
+        length = state.mean_length
         rows = step.rows - step.prompt_rows
         self.steps += 1
         self.tokens += rows
@@ -89,18 +89,19 @@ class Counters:
     def _visible(window, length, rows, padding):
         return length - padding if window is None else min(length - padding, window + rows - 1)
 
-    def padding(self, step: Step, starts: Tensor) -> None:
+    def padding(self, state, starts: Tensor) -> None:
         """Take back what padding made :meth:`begin` count too much, once a forward."""
+        step: Step = state.step
         if "padding" in step.memo or step.prompt_rows == step.rows:
             return
         step.memo["padding"] = mean = float(starts.float().mean())
-        length, rows = step.past + step.rows, step.rows - step.prompt_rows
+        length, rows = state.mean_length, step.rows - step.prompt_rows
         for window in self.windows:
             self.dense -= self._visible(window, length, rows, 0.0) - self._visible(window, length, rows, mean)
 
     def decoded(self, state, reader, selection) -> None:
         """Count what one layer read beyond or below its dense share."""
-        visible = reader.length - state.step.memo.get("padding", 0.0)
+        visible = state.mean_length - state.step.memo.get("padding", 0.0)
         self.keys_saved -= reader.keys_scanned * visible
         if selection is None:
             return

@@ -7,6 +7,7 @@ prompt's own tensors. All sequences of a batch are cut at the same position; lef
 
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,6 +93,16 @@ class Layout:
         self.tail_move: tuple[int, int] | None = None
         self.pending = self.past = 0
         self.version = 0
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every sequence."""
+        return np.full(self.batch, self.length, np.int64)
+
+    @property
+    def shortest(self) -> int:
+        """The smallest length."""
+        return self.length
 
     # ---- A forward.
 

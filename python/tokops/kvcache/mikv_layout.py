@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,6 +93,16 @@ class Cut:
     def layers(self) -> int:
         """Layers that hold tokens."""
         return sum(store.kv_heads > 0 for store in self.stores)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every sequence."""
+        return np.full(self.batch, self.length, np.int64)
+
+    @property
+    def shortest(self) -> int:
+        """The smallest length."""
+        return self.length
 
     # ---- A forward.
 

@@ -8,10 +8,13 @@ _SLACK = 256  # tokens kept behind a sliding window, so that a rejected draft ca
 
 
 class PageTable:
-    """Pages of a batch of sequences of one common length, in logical order.
+    """Pages of a batch of sequences, in logical order.
 
     A page may be held by several sequences. It is copied when one of them writes to it. All layers that keep the
     same tokens share one table; the pools belong to the layers, which follow ``capacity`` and ``copies``.
+
+    Every sequence has a length of its own and as many pages as the longest needs. Lengths drift apart only by
+    :meth:`keep`; ``length`` is the largest.
 
     Args:
         size: tokens per page.
@@ -28,7 +31,8 @@ class PageTable:
 
     def reset(self) -> None:
         """Hold nothing."""
-        self.length = 0
+        self.length = self.shortest = 0
+        self.lengths = np.zeros(0, np.int64)
         self.capacity = 0
         self.skipped = 0
         self.token_bytes = 0  # of one token in all layers that follow this table
@@ -71,15 +75,16 @@ class PageTable:
 
     def full_bytes(self) -> int:
         """Bytes of all sequences' tokens in full precision, nothing shared and nothing released."""
-        return self.length * self.batch * self.token_bytes
+        return int(self.lengths.sum()) * self.token_bytes
 
     def live_tokens(self) -> int:
         """Tokens in the pages, each stored token once however many sequences hold it."""
-        if not self.pages.size or not self.length:
-            return 0
-        tail = np.unique(self.pages[:, -1])
-        missing = self.pages.shape[1] * self.size - self.length
-        return self.pages_in_use * self.size - missing * len(tail)
+        first = np.arange(self.pages.shape[1]) * self.size
+        tokens = np.clip(self.lengths[:, None] - first, 0, self.size)
+        held = self.pages >= 0
+        most = np.zeros(self.capacity, np.int64)  # of a page, by the longest sequence that holds it
+        np.maximum.at(most, self.pages[held], tokens[held])
+        return int(most.sum())
 
     def advance(self, batch: int, tokens: int, device: torch.device) -> None:
         """Make room for new tokens of every sequence, and give the tables of this forward.
@@ -95,28 +100,30 @@ class PageTable:
         if not self.keep_past:
             self._release()
         self.copies = None
-        old, new = self.length, self.length + tokens
         self.skipped = 0
-        have, need = self.pages.shape[1], -(-new // self.size)
-        if tokens and old % self.size and self._shared:
-            self._unshare_column(old // self.size)
+        have, need = self.pages.shape[1], -(-(self.length + tokens) // self.size)
+        if tokens and self._shared:
+            self._unshare_written(tokens)
         if need > have:
-            self._extend(have, need, new)
-        self.length = new
+            self._extend(have, need, self.shortest + tokens)
+        self.lengths += tokens
+        self.length += tokens
+        self.shortest += tokens
         self.seq_lens.add_(tokens)
 
     def _start(self, batch, device):
         self.pages = np.zeros((batch, 0), np.int32)
+        self.lengths = np.zeros(batch, np.int64)
         self.seq_lens = torch.zeros(batch, dtype=torch.int32, device=device)
         self._device = torch.zeros(batch, 0, dtype=torch.int32, device=device)
         self.table = self._device
         if self.reserve:
             self._grow(batch * -(-self.reserve // self.size))
 
-    def _extend(self, have, need, new):
+    def _extend(self, have, need, shortest):
         first = have
         if self.window is not None and not self.keep_past:
-            first = min(max(have, self._behind(new)), need)
+            first = min(max(have, self._behind(shortest)), need)
             if (
                 first > have
             ):  # what lies between is behind the window already; older pages are still read once
@@ -164,10 +171,17 @@ class PageTable:
         )  # a released page is never read: any valid number will do
         self._device[:, first:last] = torch.from_numpy(ids).to(self._device.device)
 
-    def _unshare_column(self, column):
-        """Give every sequence its own page at ``column``, to write to."""
+    def _unshare_written(self, tokens):
+        """Give every sequence its own pages for the new tokens, as far as there are pages already."""
+        first, last = self.lengths // self.size, -(-(self.lengths + tokens) // self.size)
+        for column in range(self.shortest // self.size, self.pages.shape[1]):
+            self._unshare_column(column, (first <= column) & (column < last))
+
+    def _unshare_column(self, column, rows):
+        """Give those sequences of ``rows`` (bool) their own page at ``column``, to write to."""
         source, target = [], []
-        for row, page in enumerate(self.pages[:, column].tolist()):
+        for row in np.flatnonzero(rows).tolist():
+            page = int(self.pages[row, column])
             if page >= 0 and self._holders[page] > 1:
                 self._holders[page] -= 1
                 self.pages[row, column] = self._take(1)[0]
@@ -184,7 +198,7 @@ class PageTable:
     def _release(self):
         if self.window is None:
             return
-        first = min(self._behind(self.length), self.pages.shape[1])
+        first = min(self._behind(self.shortest), self.pages.shape[1])
         if first > self._released:
             self._drop(self.pages[:, self._released : first])
             self.pages[:, self._released : first] = -1
@@ -194,36 +208,64 @@ class PageTable:
 
     def crop(self, tokens: int) -> None:
         """Forget the last ``tokens`` of every sequence."""
-        length = self.length - tokens
-        if not 0 <= length <= self.length:
-            raise ValueError(f"cannot remove {tokens} of {self.length} cached tokens")
-        if tokens and self.window is not None and self._oldest * self.size > max(0, length - self.window + 1):
+        shortest = self.shortest - tokens
+        if not 0 <= shortest <= self.shortest:
+            raise ValueError(f"cannot remove {tokens} of {self.shortest} cached tokens")
+        if (
+            tokens
+            and self.window is not None
+            and self._oldest * self.size > max(0, shortest - self.window + 1)
+        ):
             raise RuntimeError(
                 f"cannot take back {tokens} tokens: those behind the window of {self.window} are released; "
                 "call activate_past_recording() on the cache before decoding"
             )
-        keep = -(-length // self.size)
+        if self.seq_lens is not None:
+            self.seq_lens.sub_(tokens)
+        self._shorten(self.lengths - tokens)
+        self._release()
+
+    def keep(self, nodes: int, counts: np.ndarray, change: Tensor) -> None:
+        """Of the last ``nodes`` tokens of every sequence, which layers have moved to their front, hold ``counts [B]``.
+
+        Args:
+            nodes: tokens that the last :meth:`advance` made room for.
+            counts: how many of them stay.
+            change: ``counts - nodes``, int32 on the table's device.
+        """
+        assert self.seq_lens is not None, "nodes have been written"
+        self.seq_lens.add_(change)
+        self._shorten(self.lengths - nodes + counts)
+
+    def _shorten(self, lengths):
+        """Have these lengths, none of which is longer than before, and drop the pages behind the longest."""
+        self.lengths = lengths
+        self._measure()
+        keep = -(-self.length // self.size)
         if keep < self.pages.shape[1]:
             self._drop(self.pages[:, keep:])
             self.pages = self.pages[:, :keep].copy()
             self.table = self._device[:, :keep]
-        self.length = length
-        if self.seq_lens is not None:
-            self.seq_lens.fill_(length)
         self.copies = None
-        self._release()
+
+    def _measure(self):
+        self.length = int(self.lengths.max(initial=0))
+        self.shortest = int(self.lengths.min()) if len(self.lengths) else 0
 
     def select(self, rows: list[int]) -> None:
         """Keep the sequences ``rows``, in that order; a row named twice shares its pages."""
         if self.seq_lens is None:
             return
         before = self._holders > 0
-        self.pages = self.pages[np.asarray(rows, np.int64)]
+        chosen = np.asarray(rows, np.int64)
+        self.lengths = self.lengths[chosen]
+        self._measure()
+        self.pages = self.pages[chosen, : -(-self.length // self.size)]
         held = self.pages[self.pages >= 0]
         self._holders = np.bincount(held, minlength=self.capacity).astype(np.int32)
         self._free += np.flatnonzero(before & (self._holders == 0))[::-1].tolist()
         self._shared = bool((self._holders > 1).any())
-        self.seq_lens = self.seq_lens.new_full((len(rows),), self.length)
+        self.seq_lens = torch.from_numpy(self.lengths.astype(np.int32)).to(self._device.device)
         self._device = self._device.new_zeros(len(rows), self._device.shape[1])
         self._upload(0, self.pages.shape[1])
         self.table = self._device[:, : self.pages.shape[1]]
@@ -233,5 +275,5 @@ class PageTable:
         """Give every sequence pages of its own; layers must then follow ``copies``."""
         self.copies = None
         for column in range(self.pages.shape[1]):
-            self._unshare_column(column)
+            self._unshare_column(column, np.ones(self.batch, bool))
         self._shared = False

@@ -10,19 +10,18 @@ _INF = float("inf")
 
 
 def kept_positions(reader: LayerReader, sinks: int, recent: int) -> Tensor:
-    """Which positions every decoding row keeps: its first ``sinks`` and its last ``recent``, ``[B or 1, T, L]``."""
-    device = reader.q.device
-    rows = reader.q.shape[1]
-    position = torch.arange(reader.length - rows, reader.length, device=device)[:, None]
-    key = torch.arange(reader.length, device=device)
+    """Which slots every decoding row keeps, of those it sees: its first ``sinks`` and its last ``recent`` positions.
+
+    Returns ``[B or 1, T, L]`` bool.
+    """
+    position, key = reader.positions[..., None], reader.key_positions[:, None]
     first = 0 if reader.starts is None else reader.starts[:, None, None]
-    kept = (key < first + sinks) | (key > position - recent)
-    return kept if kept.dim() == 3 else kept[None]
+    return (key < first + sinks) | (key > position - recent)
 
 
 def keep_always(scores: Tensor, reader: LayerReader, sinks: int, recent: int) -> Tensor:
     """Raise kept positions above all others, in place: ``scores [B, T, Hs, L]``. What a row cannot see stays out."""
-    if scores.shape[1] == 1 and reader.starts is None:
+    if scores.shape[1] == 1 and reader.starts is None and not reader.drafted:
         if sinks:
             scores[..., :sinks] = _INF
         scores[..., max(0, reader.length - recent) :] = _INF

@@ -67,8 +67,14 @@ class Step:
 class LayerReader(Protocol):
     """One layer's cache, seen by a selecting method while rows are decoded.
 
-    ``q [B, T, Hq, D]`` are the decoding rows; row ``i`` sits at position ``length - T + i`` and sees positions
-    from ``starts[b]`` (None: 0) up to its own. The cache behind it may be of any store.
+    ``q [B, T, Hq, D]`` are the decoding rows; row ``i`` sits at slot ``length - T + i``, which is its position, and
+    sees slots from ``starts[b]`` (None: 0) up to its own. The cache behind it may be of any store.
+
+    Where ``drafted`` holds, rows are nodes of a tree behind every sequence's own tokens (or one new token of
+    sequences of different lengths; ``length`` is the largest). Row ``i`` of sequence ``b`` then sits at slot
+    ``lengths[b] + i`` and sees its ancestors only. Lists are of slots. ``positions [B or 1, T]`` are the rows'
+    positions in their own text and ``key_positions [B or 1, length]`` those of the slots, whoever sees them: both
+    are int64. Along what a row sees, slots ascend as positions do.
     """
 
     layer: int
@@ -76,6 +82,9 @@ class LayerReader(Protocol):
     length: int
     starts: Tensor | None
     kv_heads: int
+    drafted: bool
+    positions: Tensor
+    key_positions: Tensor
 
     def scores(self, reduce: str = "none") -> Tensor:
         """Scores ``[B, T, Hs, length]`` as :func:`tokops.attention.paged_scores` gives them; -inf where unseen."""
