@@ -2,12 +2,16 @@
 
 import pytest
 import torch
+from scipy.stats import chi2
 from slow_loop import NEW, PROMPTS, greedy, plain, prompt_states, speculate, tiny
+from tiny_models import build
 from torch import nn
 
+from tokops.hf.drafting import Session
 from tokops.hf.draftlayers import rotary_of
 from tokops.hf.heads import Heads, HeadsConfig, HeadsDrafter, heads_from_state, load_heads
-from tokops.speculative import best_first_tree
+from tokops.sampling import Sampling
+from tokops.speculative import best_first_tree, tree_build, tree_verify
 
 ACCEPTANCE = [[0.5, 0.2, 0.1], [0.4, 0.2, 0.1], [0.3, 0.2, 0.1]]
 
@@ -125,15 +129,95 @@ def test_heads_for_a_periodic_text_are_scored_at_their_offsets(model):
         assert found == [period[(t + 2 + i) % 3] for i in range(3)]
 
 
-@pytest.mark.parametrize("blocks", [1, 2])
-def test_transformer_heads_with_their_caches_are_those_on_all_states(model, blocks):
-    heads = randomised(Heads(model, HeadsConfig(2, "transformer", blocks)), 0.1)
+class Tables(Heads):
+    """Heads whose logits are fixed tables, one row a head."""
+
+    def __init__(self, model, tables):
+        super().__init__(model, HeadsConfig(len(tables)))
+        self.tables = tables
+
+    def logits(self, hidden, unembed, heads=None):
+        return self.tables[:heads, None].expand(-1, hidden.shape[1], -1)
+
+
+def sampled_session(tokens):
+    batch = len(tokens)
+    return Session(
+        None, tokens, [True] * batch, Sampling(temperature=1.0), 11, torch.arange(batch), [9] * batch,
+        torch.device("cpu"),
+    )  # fmt: skip
+
+
+def test_drawn_candidates_keep_the_law_under_rrs_wo():
+    """Six tokens, two heads that are tables: the first two tokens of 20000 streams against the target's own law.
+
+    Children of all parents of a level are the same draws; only one parent is visited, so that the law is exact.
+    """
+    count, generator = 20000, torch.Generator().manual_seed(2)
+    target = (torch.randn(7, 6, generator=generator) * 1.5).softmax(
+        -1
+    )  # row 6 for the root, else by the token
+    tables = torch.randn(2, 6, generator=generator) * 1.5
+    small = build("llama", vocab_size=6)
+    drafter = HeadsDrafter(
+        small, Tables(small, tables), [(0,), (1,), (2,), (0, 0), (0, 1), (1, 0)], sample=True
+    )
+    session = sampled_session([[0]] * count)
+    drafter.begin(session, [torch.zeros(1, 64)] * count)
+    proposal = drafter.propose(session)
+    torch.testing.assert_close(proposal.draft_probs, tables.softmax(-1).expand(count, -1, -1))
+    first, second = (proposal.tokens[:, nodes].sort(1).values for nodes in ([1, 2, 3], [4, 5]))
+    assert (first.diff(dim=1) > 0).all()  # no token twice
+    assert (second.diff(dim=1) > 0).all()
+    laws = target[torch.cat([torch.full_like(proposal.tokens[:, :1], 6), proposal.tokens[:, 1:]], 1).long()]
+    _, _, out = tree_verify(
+        "rrs_wo",
+        proposal.tokens,
+        tree_build(proposal.parents),
+        probs=laws,
+        draft_probs=proposal.draft_probs,
+        draft_rows=proposal.draft_rows,
+        seed=session.seed,
+        stream=session.streams,
+        position=session.positions,
+    )
+    pairs = out[:, :2].long()
+    missing = pairs[:, 1] < 0
+    pairs[missing, 1] = torch.multinomial(target[pairs[missing, 0]], 1, generator=generator)[:, 0]
+    law = (target[6][:, None] * target[:6]).flatten() * count
+    counts = torch.bincount(pairs[:, 0] * 6 + pairs[:, 1], minlength=36)
+    assert float(((counts - law) ** 2 / law).sum()) < chi2.ppf(0.999, 35)
+    assert 0.1 < float(missing.double().mean()) < 0.9  # both ways are taken
+
+
+def test_tokens_that_cannot_be_drawn_are_left_out():
+    """A head that knows two tokens only has two children, whatever the tree asks for."""
+    tables = torch.full((2, 6), float("-inf"))
+    tables[0, [2, 4]], tables[1, 1] = 0.0, 0.0
+    small = build("llama", vocab_size=6)
+    tree = [(0,), (1,), (2,), (0, 0), (0, 1), (2, 0)]
+    drafter = HeadsDrafter(small, Tables(small, tables), tree, sample=True)
+    session = sampled_session([[3], [3, 5]])
+    drafter.begin(session, [torch.zeros(1, 64), torch.zeros(2, 64)])
+    proposal = drafter.propose(session)
+    assert proposal.n_nodes.tolist() == [4, 4]
+    assert proposal.parents.tolist() == [[-1, 0, 0, 1]] * 2
+    assert sorted(proposal.tokens[0, 1:3].tolist()) == [2, 4]
+    assert proposal.tokens[:, 3].tolist() == [1, 1]
+    assert proposal.draft_rows.tolist() == [[0, 0, 0, 1]] * 2
+
+
+@pytest.mark.parametrize(
+    ("blocks", "feed"), [(1, "last_post_norm"), (2, "last_post_norm"), (1, "penultimate")]
+)
+def test_transformer_heads_with_their_caches_are_those_on_all_states(model, blocks, feed):
+    heads = randomised(Heads(model, HeadsConfig(2, "transformer", blocks, feed)), 0.1)
     drafter = HeadsDrafter(model, heads, [(0,), (1,), (0, 0)])
     seen = []
 
     def watch(session, proposal, verdict):
         for b, text in enumerate(session.tokens):
-            x = prompt_states(model, text[:-1])[None]
+            x = prompt_states(model, text[:-1], feed)[None]
             positions = torch.arange(x.shape[1])[None]
             mask = torch.ones(x.shape[1], x.shape[1]).tril().bool()[None, None]
             full = heads(x, positions, rotary_of(model, x, positions), mask)

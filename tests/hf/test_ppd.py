@@ -144,15 +144,19 @@ def test_the_planner_keeps_its_promise(name):
     accepted = []
     for step in range(steps):
         proposal = drafter.propose(session)
-        # Guesses are tokens 1, 2, 3 by rank; 9 is what nobody guessed.
+        # Prompt token j guesses the tokens 3 j - 2, 3 j - 1, 3 j, best first; 15 is what nobody guesses.
         law = torch.zeros(*proposal.tokens.shape, vocab)
-        law[..., 1:4] = torch.tensor([3.0, 2.0, 1.0])
+        for j in range(3):
+            law[..., 3 * j + 1 : 3 * j + 4] = (proposal.tokens == -1 - j)[..., None] * torch.tensor(
+                [3.0, 2.0, 1.0]
+            )
         kept = []
         for b in range(batch):
             path, level = [0], 0
             parents, tokens = proposal.parents[b].tolist(), proposal.tokens[b].tolist()
             while level < 3:
-                want = (1, 2, 3, 9)[rng.choice(4, p=table[level])]
+                rank = rng.choice(4, p=table[level])
+                want = 15 if rank == 3 else 3 * level + 1 + rank
                 child = [
                     i
                     for i in range(1, int(proposal.n_nodes[b]))

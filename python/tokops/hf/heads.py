@@ -237,6 +237,9 @@ class HeadsDrafter(Drafter):
             sampling settings) instead of taking the best ones, and hand the laws on, for ``verify="rrs_wo"``.
             Children of a node are then the first ones drawn, in the order drawn: they must have ranks 0, 1, ...
 
+    Attributes:
+        hidden_feed: which hidden states it has to be given: ``last_post_norm`` or ``penultimate``.
+
     Raises:
         ValueError: a tree without a node at level 1, or with gaps among the ranks of sampled children.
     """
@@ -257,9 +260,8 @@ class HeadsDrafter(Drafter):
             _refuse_gaps(self.tree)
         self.hidden_feed = heads.config.feed
         self._caches: list[list[DraftCache]] = []
-        self._last: Tensor | None = (
-            None  # [n, B, d], of every sequence's last committed position but the root
-        )
+        # [n, B, d], of every sequence's last committed position but the root
+        self._last: Tensor | None = None
 
     def begin(self, session: Session, hidden: Sequence[Tensor] | None) -> None:
         if hidden is None:
