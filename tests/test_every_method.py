@@ -8,7 +8,7 @@ pytest.importorskip("transformers", reason="the hf extra is not installed")
 from tiny_models import build
 
 import tokops
-from tokops.methods import Dense, Method, MiKV, MiniCache, QuantizedKV, TidalDecode, catalogue
+from tokops.methods import CNTP, Dense, Method, MiKV, MiniCache, QuantizedKV, TidalDecode, catalogue
 
 #: Every published method, at least once: settings for texts of about 60 tokens, and settings that cover them.
 METHODS: dict[str, tuple[Method, Method]] = {
@@ -31,6 +31,7 @@ METHODS: dict[str, tuple[Method, Method]] = {
         TidalDecode(budget=100, reselect_layer=5, mode="lessismore"),
     ),
     "MiKV": (MiKV(interval=4), MiKV(budget=100)),
+    "CNTP": (CNTP(n_min=3, max_trial_len=4, stop_tokens=tuple(range(50))), CNTP(stop_tokens=())),
 }
 NEW = 20
 
@@ -41,7 +42,9 @@ def model():
 
 
 def generate(model, ids, mask=None):
-    return model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=NEW)[:, ids.shape[1] :]
+    """Sampling that is left one token to choose: greedy decoding, also for methods that ask for chance."""
+    settings = {"do_sample": True, "top_k": 1, "max_new_tokens": NEW}
+    return model.generate(ids, attention_mask=mask, **settings)[:, ids.shape[1] :]
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from .cache import PagedCache
 from .model import load_smollm2
 from .patching import Run, patch
-from .thinking import generate_guided
 from .report import Report
+from .thinking import generate_guided
 
 __all__ = ["PagedCache", "Report", "Run", "generate_guided", "load_smollm2", "patch"]

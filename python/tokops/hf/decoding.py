@@ -6,7 +6,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from .families import CACHE, given_cache
 
 
-class _Feed:
+class Feed:
     """Forwards of one generation: cuts inputs to what the cache lacks and keeps mask and positions in step."""
 
     def __init__(self, model, cache, mask, ids):
@@ -56,7 +56,7 @@ def generate_loop(
     """
     cache = given_cache(model_kwargs)
     cache.activate_past_recording()
-    feed = _Feed(model, cache, model_kwargs.get("attention_mask"), input_ids)
+    feed = Feed(model, cache, model_kwargs.get("attention_mask"), input_ids)
     prompt, chunk = cache.prompt_length, generation_config.prefill_chunk_size or cache.prompt_length
     for first in range(cache.get_seq_length(), prompt, chunk):
         logits = feed(input_ids, first, min(first + chunk, prompt))

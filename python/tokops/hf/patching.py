@@ -4,6 +4,8 @@ import functools
 import importlib
 import weakref
 
+from transformers import StoppingCriteriaList, StopStringCriteria
+
 from ..methods import SLOTS, Dense, Method
 from . import attention
 from .cache import PAGE_SIZE, PagedCache, Plan
@@ -152,6 +154,7 @@ def _wrap_generate(run: Run, original):
         looping = next((method for method in run.methods if method.loop is not None), None)
         if looping is not None:
             _refuse_beside_loop(looping, cache, setting, kwargs)
+            _stop_at_strings(kwargs)
             kwargs["custom_generate"] = functools.partial(
                 _loop_of(looping),
                 run=run,
@@ -170,6 +173,15 @@ def _loop_of(method: Method):
     ``generate`` takes a streamer and a tokenizer for itself and does not pass them to such a callable.
     """
     return importlib.import_module(f".{method.loop}", __package__).generate_loop
+
+
+def _stop_at_strings(kwargs) -> None:
+    """Make ``stop_strings`` a criterion: ``generate`` loses the tokenizer on the way to a loop that is not its own."""
+    if kwargs.get("stop_strings") and kwargs.get("tokenizer") is not None:
+        criterion = StopStringCriteria(kwargs["tokenizer"], kwargs.pop("stop_strings"))
+        kwargs["stopping_criteria"] = StoppingCriteriaList(
+            [*(kwargs.get("stopping_criteria") or ()), criterion]
+        )
 
 
 def _refuse(setting) -> None:
