@@ -118,3 +118,6 @@ class Drafter:
 
     def select(self, rows: list[int]) -> None:
         """Keep some sequences, in the order given."""
+
+    def end(self) -> None:
+        """The generation is over."""

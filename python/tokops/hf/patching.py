@@ -50,6 +50,11 @@ class Run:
         cache.prompt_length = prompt_length
         return cache
 
+    @property
+    def counters(self) -> Counters:
+        """The running sums that reports are made of."""
+        return self._plan.counters
+
     def report(self) -> Report:
         """What decoding has read since the patch, and what the last cache holds."""
         return self._plan.counters.report(self.methods)

@@ -64,7 +64,7 @@ def reference(parents):
     """The definition: a matrix of who is above whom, squared until nothing changes."""
     _check(parents)
     _check_values(parents)
-    b, n = parents.shape
+    n = parents.shape[1]
     node = torch.arange(n, device=parents.device)
     child = parents.long()[:, :, None] == node  # [B, i, j]: j is the parent of i
     above = child | torch.eye(n, dtype=torch.bool, device=parents.device)
