@@ -25,10 +25,16 @@ def plain():
     return [greedy(tiny(), prompt, NEW) for prompt in PROMPTS]
 
 
-def forward(model, tokens, rows=(), parents=(), embeddings=None, feed="last_post_norm"):
-    """Run a text of committed tokens with a tree hung behind its last one; hidden states of the tree's rows.
+def padded(prompts):
+    """What ``generate`` takes: ids padded on the left, and their mask."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.arange(width) >= width - torch.tensor([[len(prompt)] for prompt in prompts])
+    return {"input_ids": ids, "attention_mask": mask.long()}
 
-    With feed "penultimate" there are two kinds of them: final ones, and what the last layer reads.
+
+def forward(model, tokens, rows=(), parents=(), embeddings=None):
+    """Run a text of committed tokens with a tree hung behind its last one; hidden states of the tree's rows.
 
     ``rows`` and ``parents`` are those of one sequence's proposal, without padding; row 0 is the last committed token.
     """
@@ -49,15 +55,8 @@ def forward(model, tokens, rows=(), parents=(), embeddings=None, feed="last_post
         depth[i] = 0 if i == 0 else depth[parents[i]] + 1
     mask = torch.zeros(1, 1, past + count, past + count).masked_fill(~seen, torch.finfo(torch.float32).min)
     positions = torch.tensor([list(range(past)) + [past + d for d in depth]])
-    out = model.base_model(
-        inputs_embeds=x,
-        attention_mask=mask,
-        position_ids=positions,
-        use_cache=False,
-        output_hidden_states=True,
-    )
-    final = out.last_hidden_state[0, past:]
-    return final if feed == "last_post_norm" else (final, out.hidden_states[-2][0, past:])
+    out = model.base_model(inputs_embeds=x, attention_mask=mask, position_ids=positions, use_cache=False)
+    return out.last_hidden_state[0, past:]
 
 
 def prompt_states(model, prompt, feed="last_post_norm"):
@@ -89,9 +88,7 @@ def speculate(model, drafter, prompts, new, watch=None, temperature=0.0):
         torch.device("cpu"),
     )  # fmt: skip
     steps = [[] for _ in prompts]
-    feed = getattr(drafter, "hidden_feed", "last_post_norm")
-    fed = [prompt_states(model, prompt, feed) for prompt in prompts]
-    drafter.begin(session, fed if drafter.wants_hidden else None)
+    drafter.begin(session, states if drafter.wants_hidden else None)
     while any(session.active):
         proposal = drafter.propose(session)
         sizes = [proposal.nodes] * batch if proposal.n_nodes is None else proposal.n_nodes.tolist()
@@ -107,10 +104,8 @@ def speculate(model, drafter, prompts, new, watch=None, temperature=0.0):
             rows = [i for i in range(len(tokens)) if i == 0 or parents[i] >= 0]
             place = {row: i for i, row in enumerate(rows)} | {-1: -1}
             nodes = [tokens[i] for i in rows], [place[parents[i]] for i in rows]
-            final, hidden[b, rows] = forward(model, texts[b], *nodes, drafter.embeddings, "penultimate")
-            if feed == "last_post_norm":
-                hidden[b, rows] = final
-            best = model.lm_head(final[: sizes[b]]).argmax(-1).tolist()
+            hidden[b, rows] = forward(model, texts[b], *nodes, drafter.embeddings)
+            best = model.lm_head(hidden[b, : sizes[b]]).argmax(-1).tolist()
             path = [0]
             while child := [
                 i for i in range(sizes[b]) if parents[i] == path[-1] and tokens[i] == best[path[-1]]

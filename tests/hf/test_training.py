@@ -316,6 +316,7 @@ def test_the_command_trains_measures_and_saves(kind, tmp_path):
     assert found.exit_code == 0, found.output
     assert "loss" in found.output
     assert "tokens per step of 32 rows" in found.output
+    assert "2 of 2 texts are those of plain greedy decoding" in " ".join(found.output.split())
     loaders = {"ppd": load_prompt_embeddings, "heads": load_heads, "falcon": load_falcon}
     _, acceptance = loaders[kind](tmp_path / "out", model)
     assert len(acceptance) == 2

@@ -50,11 +50,12 @@ class Plan:
 
 @dataclass
 class Trained:
-    """What came out: acceptance before and after, and how to write it."""
+    """What came out: acceptance before and after, the held-out texts, and how to write it."""
 
     before: list[list[float]]
     after: list[list[float]]
     seconds: float
+    own: Tensor
     save: Callable[[pathlib.Path, dict], Any]
 
 
@@ -94,6 +95,7 @@ def _ppd(model, tokenizer, texts, own, plan, stage, options) -> Trained:
         before,
         after,
         seconds,
+        own,
         lambda out, facts: ppd.save_prompt_embeddings(out, model, learned, after, facts),
     )
 
@@ -110,7 +112,7 @@ def _heads(model, tokenizer, texts, own, plan, stage, options) -> Trained:
     training.train_heads(model, heads, recorded, plan.steps, **options)
     seconds = time.perf_counter() - begin
     after = draftscores.heads_acceptance(model, heads, held, plan.given)
-    return Trained(before, after, seconds, lambda out, facts: heads.save(out, model, after, facts))
+    return Trained(before, after, seconds, own, lambda out, facts: heads.save(out, model, after, facts))
 
 
 def _falcon(model, tokenizer, texts, own, plan, stage, options) -> Trained:
@@ -125,7 +127,7 @@ def _falcon(model, tokenizer, texts, own, plan, stage, options) -> Trained:
     training.train_falcon(model, module, recorded, plan.steps, **options)
     seconds = time.perf_counter() - begin
     after = draftscores.falcon_acceptance(model, module, held, plan.given, depth=plan.levels)
-    return Trained(before, after, seconds, lambda out, facts: module.save(out, model, after, facts))
+    return Trained(before, after, seconds, own, lambda out, facts: module.save(out, model, after, facts))
 
 
 def _losses(steps: int, stage: Callable, say: Callable) -> Callable[[float], None]:
@@ -139,6 +141,28 @@ def _losses(steps: int, stage: Callable, say: Callable) -> Callable[[float], Non
             say(f"step {len(losses)}: loss {sum(losses[-tenth:]) / tenth:.4f}")
 
     return tick
+
+
+def decode(model: Any, kind: str, folder: pathlib.Path, own: Tensor, given: int) -> tuple[float, int]:
+    """Decode the held-out prompts with the drafter, greedily, as a user would.
+
+    Args:
+        own: ``[n, given + written]``, what the model writes without it.
+
+    Returns:
+        Tokens per call of the model, and how many of the n texts are the same.
+    """
+    from transformers import GenerationConfig
+
+    from tokops import methods, patch
+
+    method = {"ppd": methods.PPD, "heads": methods.ConceptHeads, "falcon": methods.Falcon}[kind](folder)
+    # Not the model's own configuration: the texts to compare with go on behind an end of text.
+    config = GenerationConfig(do_sample=False, max_new_tokens=own.shape[1] - given, pad_token_id=0)
+    prompts = own[:, :given]
+    with patch(model, method) as run:
+        found = model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=config)
+        return run.report().tokens_per_call, int((found == own).all(1).sum())
 
 
 def expected(plan: Plan, acceptance: list[list[float]]) -> float:
@@ -247,11 +271,14 @@ def train_draft(
     console.print(
         f"tokens per step of 32 rows by these tables: {tokens[0]} before, {tokens[1]} after training"
     )
-    console.print(", ".join(f"{name} {value}" for name, value in machine().items()))
+    per_call, same = decode(loaded, kind, out, result.own, given)
     console.print(
-        f"trained in {result.seconds:.0f} s, {time.perf_counter() - begin:.0f} s in all; wrote {out}",
-        soft_wrap=True,
+        f"decoding the held-out prompts with it: {per_call:.2f} tokens per call; {same} of {len(result.own)} texts "
+        "are those of plain greedy decoding"
     )
+    console.print(", ".join(f"{name} {value}" for name, value in machine().items()))
+    took = time.perf_counter() - begin
+    console.print(f"trained in {result.seconds:.0f} s, {took:.0f} s in all; wrote {out}", soft_wrap=True)
 
 
 def _read(files: list[pathlib.Path] | None, usual: Callable[[], str]) -> str:

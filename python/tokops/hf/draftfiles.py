@@ -3,13 +3,15 @@
 import json
 import os
 import pathlib
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-__all__ = ["Saved", "load_drafter", "save_drafter"]
+__all__ = ["Saved", "load_drafter", "save_drafter", "trained_draft"]
 
 TENSORS = "drafter.safetensors"
 FACTS = "drafter.json"
@@ -88,3 +90,36 @@ def load_drafter(folder: str | os.PathLike, kind: str, model: str | None = None)
             f"the drafter in {place} was trained for a model of configuration {saved.model}, got {model}"
         )
     return saved
+
+
+_LOADED: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()
+
+
+def trained_draft(method: Any, model: Any, kind: type, load: Callable[[Any, Any], tuple]) -> tuple[Any, Any]:
+    """What a method's ``draft`` is, and the acceptance to plan trees with.
+
+    A folder is read once per model, until it is written anew.
+
+    Args:
+        method: see :mod:`tokops.methods`; its own ``acceptance`` comes before what the folder has.
+        kind: of what is not a folder.
+        load: reads a folder for a model.
+
+    Raises:
+        TypeError: ``draft`` is neither.
+        ValueError: no acceptance where one is needed.
+    """
+    draft, known, name = method.draft, None, type(method).__name__
+    if isinstance(draft, os.PathLike):
+        facts = pathlib.Path(draft) / FACTS
+        key = (str(facts.absolute()), facts.stat().st_mtime_ns if facts.exists() else 0)
+        held = _LOADED.setdefault(model, {})
+        if key not in held:
+            held[key] = load(draft, model)
+        draft, known = held[key]
+    if not isinstance(draft, kind):
+        raise TypeError(f"{name}: draft must be a folder or {kind.__name__}, got {type(draft).__name__}")
+    known = known if method.acceptance is None else method.acceptance
+    if known is None and method.tree is None:
+        raise ValueError(f"{name}: acceptance must be given where draft brings none, got None")
+    return draft, known

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..speculative.falcon_trees import falcon_tables
+from ..speculative.policies import FalconTree
 from ..speculative.trees import Tree
-from .draftfiles import Saved, load_drafter, save_drafter
+from .drafters import NoDrafter
+from .draftfiles import Saved, load_drafter, save_drafter, trained_draft
 from .drafting import Drafter, Proposal, Session, Verdict
 from .draftlayers import (
     CHUNK,
@@ -24,7 +26,7 @@ from .draftlayers import (
 from .families import shape_of
 from .proposals import as_tree, deepest_useful, limit_depth, root_alone, width_of
 
-__all__ = ["TOPK", "Blocks", "FalconDrafter", "FalconModule", "load_falcon"]
+__all__ = ["TOPK", "Blocks", "FalconDrafter", "FalconModule", "load_falcon", "make_drafter"]
 
 #: Candidates per row, as in the paper.
 TOPK = 20
@@ -356,3 +358,20 @@ def _of_groups(state: State, batch: int, groups: Tensor) -> State:
     """The states ``[2, B * G, d]`` of some groups out of those of all groups of a level."""
     h, c = (x.reshape(2, batch, -1, x.shape[-1])[:, :, groups].flatten(1, 2) for x in state)
     return h, c
+
+
+def make_drafter(method: Any, model: Any) -> Drafter:
+    """The drafter of :class:`tokops.methods.Falcon` for a model."""
+    module, acceptance = trained_draft(method, model, FalconModule, load_falcon)
+    if method.tree is not None:
+        return FalconDrafter(model, module, method.tree)
+    policy = FalconTree(
+        block=module.block,
+        acceptance=acceptance,
+        nodes=method.nodes,
+        depth=method.depth,
+        groups=method.groups,
+        latency=method.latency,
+    )
+    tree = policy.tables().tree
+    return NoDrafter() if len(tree) == 1 else FalconDrafter(model, module, tree)

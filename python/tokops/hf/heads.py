@@ -1,17 +1,19 @@
 """Extra heads that predict several tokens ahead from one hidden state: Medusa's, CAFT's, and their drafter."""
 
 import os
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+import weakref
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..sampling import draw, law
+from ..speculative.policies import StaticTree
 from ..speculative.trees import Tree
-from .draftfiles import Saved, load_drafter, save_drafter
+from .drafters import NoDrafter
+from .draftfiles import Saved, load_drafter, save_drafter, trained_draft
 from .drafting import Drafter, Proposal, Session, Verdict
 from .draftlayers import CHUNK, DraftCache, new_layer, rotary_of, run_layer, top_ranked
 from .families import shape_of
@@ -26,7 +28,7 @@ from .proposals import (
     width_of,
 )
 
-__all__ = ["Heads", "HeadsConfig", "HeadsDrafter", "heads_from_state", "load_heads"]
+__all__ = ["Heads", "HeadsConfig", "HeadsDrafter", "load_heads", "make_drafter"]
 
 _ARCHS = ("linear", "transformer")
 _FEEDS = ("last_post_norm", "penultimate")
@@ -167,63 +169,24 @@ def load_heads(folder: str | os.PathLike, model: Any) -> tuple[Heads, list[list[
     return heads.to(model.device, model.dtype).eval(), saved.acceptance
 
 
-_CAFT = re.compile(r"(?:auxiliary_head\.)?(\d+)\.layers\.(\d+)\.(.+)")
-_CAFT_UNEMBEDDING = re.compile(r"(?:auxiliary_head\.)?(\d+)\.lm_head\.weight")
-_MEDUSA = re.compile(r"(?:medusa_head\.)?(\d+)\.(\d+)\.linear\.(weight|bias)")
-_MEDUSA_UNEMBEDDING = re.compile(r"(?:medusa_head\.)?(\d+)\.(\d+)\.weight")
-
-
-def heads_from_state(model: Any, state: Mapping[str, Tensor], feed: str) -> Heads:
-    """Heads out of a published checkpoint.
-
-    Two layouts are known, with or without their prefix: CAFT's ``auxiliary_head.{i}.layers.{j}.*`` (residual blocks
-    or decoder layers, and perhaps ``auxiliary_head.{i}.lm_head.weight``) and Medusa's ``medusa_head.{i}.{j}.linear.*``
-    with ``medusa_head.{i}.{blocks}.weight`` as unembedding.
+class LastLayerInputs:
+    """What a model's last layer reads, forward after forward: decoding loops hand out final states only.
 
     Args:
-        model: the base model.
-        state: tensors by name.
-        feed: see :class:`HeadsConfig`. The checkpoint does not say it, and a wrong one only shows in the acceptance:
-            Medusa and CAFT's fine-tuning use ``last_post_norm``, CAFT's head-only training ``penultimate``.
-
-    Raises:
-        ValueError: a name of neither layout, missing parts, or shapes that are not the model's.
+        model: gets a hook, until :meth:`stop` or until nobody refers to this any more.
     """
-    parts: dict[tuple[int, int], dict[str, Tensor]] = {}
-    unembeddings: dict[int, Tensor] = {}
-    for name, tensor in state.items():
-        if (found := _CAFT_UNEMBEDDING.fullmatch(name)) or (found := _MEDUSA_UNEMBEDDING.fullmatch(name)):
-            unembeddings[int(found[1])] = tensor
-        elif found := _CAFT.fullmatch(name):
-            parts.setdefault((int(found[1]), int(found[2])), {})[found[3]] = tensor
-        elif found := _MEDUSA.fullmatch(name):
-            parts.setdefault((int(found[1]), int(found[2])), {})[f"linear.{found[3]}"] = tensor
-        else:
-            raise ValueError(f"heads_from_state: {name!r} is neither of CAFT's layout nor of Medusa's")
-    n, blocks = (1 + max((key[axis] for key in parts), default=-1) for axis in (0, 1))
-    missing = [(i, j) for i in range(n) for j in range(blocks) if (i, j) not in parts]
-    if not parts or missing or (unembeddings and sorted(unembeddings) != list(range(n))):
-        raise ValueError(
-            f"heads_from_state: expected every block of every head, got blocks {sorted(parts)} and unembeddings of "
-            f"heads {sorted(unembeddings)}"
-        )
-    arch = "linear" if "linear.weight" in parts[0, 0] else "transformer"
-    config = HeadsConfig(n, arch, blocks, feed, bool(unembeddings))
-    own: dict[str, Tensor] = {}
-    if arch == "linear":
-        for kind in ("weight", "bias"):
-            rows = [[parts[i, j][f"linear.{kind}"] for j in range(blocks)] for i in range(n)]
-            own[kind] = torch.stack([torch.stack(row) for row in rows])
-    else:
-        own = {f"layers.{i}.{j}.{k}": t for (i, j), part in parts.items() for k, t in part.items()}
-    if unembeddings:
-        own["unembedding"] = torch.stack([unembeddings[i] for i in range(n)])
-    heads = Heads(model, config)
-    try:
-        heads.load_state_dict({k: t.float() for k, t in own.items()})
-    except RuntimeError as error:
-        raise ValueError(f"heads_from_state: not heads of this model: {error}") from error
-    return heads.to(model.device, model.dtype).eval()
+
+    def __init__(self, model: Any):
+        self._seen: list[Tensor] = []
+        seen = self._seen
+        hook = model.base_model.layers[-1].register_forward_pre_hook(lambda layer, args: seen.append(args[0]))
+        self.stop = weakref.finalize(self, hook.remove)
+
+    def take(self) -> Tensor:
+        """``[B, T, d]``, rows of all forwards since the last call."""
+        rows = torch.cat(self._seen, 1)
+        self._seen.clear()
+        return rows
 
 
 class HeadsDrafter(Drafter):
@@ -233,12 +196,10 @@ class HeadsDrafter(Drafter):
         model: the base model.
         heads: its heads.
         tree: a :class:`tokops.speculative.Tree`, or rank paths. Nodes deeper than there are heads are left out.
-        sample: draw the candidates of every level without replacement from the head's law (under the generation's
-            sampling settings) instead of taking the best ones, and hand the laws on, for ``verify="rrs_wo"``.
-            Children of a node are then the first ones drawn, in the order drawn: they must have ranks 0, 1, ...
-
-    Attributes:
-        hidden_feed: which hidden states it has to be given: ``last_post_norm`` or ``penultimate``.
+        sample: where the generation is not greedy, draw the candidates of every level without replacement from the
+            head's law (under the generation's sampling settings) instead of taking the best ones, and hand the laws
+            on, for ``verify="rrs_wo"``. Children of a node are then the first ones drawn, in the order drawn: they
+            must have ranks 0, 1, ...
 
     Raises:
         ValueError: a tree without a node at level 1, or with gaps among the ranks of sampled children.
@@ -258,7 +219,7 @@ class HeadsDrafter(Drafter):
             )
         if sample:
             _refuse_gaps(self.tree)
-        self.hidden_feed = heads.config.feed
+        self._watch = LastLayerInputs(model) if heads.config.feed == "penultimate" else None
         self._caches: list[list[DraftCache]] = []
         # [n, B, d], of every sequence's last committed position but the root
         self._last: Tensor | None = None
@@ -268,17 +229,23 @@ class HeadsDrafter(Drafter):
             raise ValueError("HeadsDrafter: begin needs the hidden states of the prompts, got None")
         self._caches = self.heads.new_caches(session.batch)
         self._last = None
+        if self._watch is not None:
+            hidden = [
+                rows[rows.shape[0] - len(own) :] for rows, own in zip(self._watch.take(), hidden, strict=True)
+            ]
         self._absorb(list(hidden))
 
     @torch.no_grad()
     def propose(self, session: Session) -> Proposal:
         assert self._last is not None, "begin comes before propose"
-        tree = limit_depth(self.tree, deepest_useful(session))
+        sampled = self.sample and not session.sampling.greedy
+        # Verification of drawn children wants their laws, even where there is no room for any.
+        tree = limit_depth(self.tree, max(deepest_useful(session), int(sampled)))
         if tree.depth < 1:
             return root_alone(session)
         logits = self.heads.logits(self._last, self.model.get_output_embeddings(), tree.depth).transpose(0, 1)
         roots = torch.tensor(session.roots, device=session.device)
-        if self.sample:
+        if sampled:
             return self._sampled(session, tree, roots, logits.float())
         tokens = tree_tokens(tree, roots, top_ranked(logits, width_of(tree)))
         parents = torch.tensor(tree.parents, dtype=torch.int32, device=session.device)
@@ -286,7 +253,12 @@ class HeadsDrafter(Drafter):
 
     def commit(self, session: Session, proposal: Proposal, verdict: Verdict) -> None:
         assert verdict.hidden is not None, "the loop gives hidden states to a drafter that wants them"
-        self._absorb([verdict.hidden[b, kept] for b, kept in enumerate(verdict.kept)])
+        states = verdict.hidden if self._watch is None else self._watch.take()
+        self._absorb([states[b, kept] for b, kept in enumerate(verdict.kept)])
+
+    def end(self) -> None:
+        if self._watch is not None:
+            self._watch.stop()
 
     def select(self, rows: list[int]) -> None:
         if self._last is not None:
@@ -338,9 +310,7 @@ class HeadsDrafter(Drafter):
         return last
 
     def _sampled(self, session: Session, tree: Tree, roots: Tensor, logits: Tensor) -> Proposal:
-        laws = law(
-            logits, **asdict(replace(session.sampling, temperature=session.sampling.temperature or 1.0))
-        )
+        laws = law(logits, **asdict(session.sampling))
         drawn = draw(
             laws,
             width_of(tree),
@@ -373,3 +343,16 @@ def _refuse_gaps(tree: Tree) -> None:
             raise ValueError(
                 f"HeadsDrafter: sampled children must have the ranks 0, 1, ... in order, node {node} has {ranks}"
             )
+
+
+def make_drafter(method: Any, model: Any) -> Drafter:
+    """The drafter of :class:`tokops.methods.ConceptHeads` for a model."""
+    heads, acceptance = trained_draft(method, model, Heads, load_heads)
+    tree = method.tree
+    if tree is None:
+        depth = min(method.depth or heads.config.heads, len(acceptance))
+        policy = StaticTree(acceptance=acceptance, nodes=method.nodes, depth=depth, latency=method.latency)
+        tree = policy.tree()
+        if len(tree) == 1:
+            return NoDrafter()
+    return HeadsDrafter(model, heads, tree, sample=method.mode == "rrs_wo")

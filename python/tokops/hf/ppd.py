@@ -8,13 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..speculative.policies import PPDTree
 from ..speculative.ppd_plan import PPDPlan
-from .draftfiles import Saved, load_drafter, save_drafter
+from .drafters import NoDrafter
+from .draftfiles import Saved, load_drafter, save_drafter, trained_draft
 from .drafting import Drafter, Proposal, Session, Verdict
 from .draftlayers import top_ranked
 from .families import shape_of
 
-__all__ = ["PPDDrafter", "load_prompt_embeddings", "save_prompt_embeddings"]
+__all__ = ["PPDDrafter", "load_prompt_embeddings", "make_drafter", "save_prompt_embeddings"]
 
 NAME = "prompt_embeddings"
 
@@ -126,3 +128,18 @@ class PPDDrafter(Drafter):
 
     def select(self, rows: list[int]) -> None:
         self._guesses = [self._guesses[row] for row in rows]
+
+
+def make_drafter(method: Any, model: Any) -> Drafter:
+    """The drafter of :class:`tokops.methods.PPD` for a model."""
+    embeddings, acceptance = trained_draft(method, model, Tensor, load_prompt_embeddings)
+    most = len(embeddings)
+    if method.nodes < most + 2:
+        raise ValueError(
+            f"PPD: nodes must be at least {most + 2} with {most} prompt tokens, got {method.nodes}"
+        )
+    policy = PPDTree(
+        acceptance=acceptance, budget=method.nodes - 1 - most, minimum=method.minimum, latency=method.latency
+    )
+    plan = policy.plan()
+    return NoDrafter() if plan is None else PPDDrafter(model, embeddings, plan)
