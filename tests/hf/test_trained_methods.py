@@ -14,7 +14,7 @@ from tokops.hf.falcon import FalconModule
 from tokops.hf.families import CACHE
 from tokops.hf.heads import Heads, HeadsConfig
 from tokops.hf.ppd import save_prompt_embeddings
-from tokops.methods import PPD, ConceptHeads, Falcon
+from tokops.methods import PPD, ConceptHeads, Falcon, TidalDecode
 
 TABLE = ((0.5, 0.2, 0.1), (0.4, 0.2, 0.1), (0.3, 0.1, 0.05))
 
@@ -121,6 +121,19 @@ def test_the_cache_holds_the_text_and_nothing_else(model, name):
             following = model(out.sequences[:, -1:], position_ids=last, **{CACHE: cache}).logits[0, -1]
     with torch.no_grad():
         torch.testing.assert_close(following, model(out.sequences).logits[0, -1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ppd", "linear heads", "falcon"])
+def test_under_a_selection(name):
+    """Rows of a tree select for themselves: the tokens are those of the same selection without speculation."""
+    model = build("llama", num_hidden_layers=7)
+    sparse, prompt = TidalDecode(budget=6, reselect_layer=5), torch.tensor([PROMPTS[2] * 3])
+    options = {"do_sample": False, "max_new_tokens": NEW}
+    with tokops.patch(model, sparse):
+        expected = model.generate(prompt, **options)
+    with tokops.patch(model, sparse, drafts(model)[name]):
+        assert torch.equal(model.generate(prompt, **options), expected)
+    assert not torch.equal(model.generate(prompt, **options), expected)
 
 
 def test_a_folder_is_read_once_per_model(model, tmp_path, monkeypatch):
