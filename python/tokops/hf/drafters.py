@@ -19,6 +19,8 @@ USUAL_ACCEPTANCE = ((0.6, 0.15, 0.07, 0.04, 0.02, 0.01),) * 8
 
 #: What a verifying forward of n rows costs beyond one of a single row, per further row, where nobody has measured it.
 _USUAL_SLOPE = {"cpu": 0.06, "cuda": 0.004}
+#: Modes whose children are drawn independently; others draw without replacement.
+_INDEPENDENT = ("rrs", "kseq", "chain_block")
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
@@ -145,8 +147,8 @@ class ModelDrafter(Drafter):
     """A smaller model drafts a tree, one forward per level, over a cache of its own.
 
     Children are the model's most likely tokens where the verification takes any, and are drawn where it wants to know
-    how: i.i.d. (``rrs``, ``kseq``, ``chain_block``), without replacement (``rrs_wo``), or all but one most likely
-    (``greedy_plus_one``).
+    how: i.i.d. (``rrs``, ``kseq``, ``chain_block``), without replacement (``rrs_wo``, ``lantern``), or all but one
+    most likely (``greedy_plus_one``).
 
     Args:
         model: the model that drafts; it is patched while the generation runs.
@@ -238,8 +240,7 @@ class ModelDrafter(Drafter):
         parents = torch.tensor([shape.parents] * batch, dtype=torch.int32, device=device)
         laws, rows = [], torch.zeros_like(tokens)
         at = {0: logits}  # logits of the nodes of the level above
-        drawn = self._method.mode in ("rrs", "rrs_wo", "greedy_plus_one", "kseq", "chain_block")
-        drawn = drawn and not session.sampling.greedy
+        drawn = self._method.drawn and not session.sampling.greedy
         for level, nodes in enumerate(shape.levels[:-1]):
             if level:
                 at = self._level(tokens, shape, nodes, level)
@@ -285,7 +286,7 @@ class ModelDrafter(Drafter):
         if mode == "kseq" and level:  # the slot is the ordinal of the draft
             ordinal = _ordinal(shape, node)
             return draw(p, ordinal + 1, replace=True, **numbers)[:, ordinal:]
-        return draw(p, count, replace=mode != "rrs_wo", **numbers)
+        return draw(p, count, replace=mode in _INDEPENDENT, **numbers)
 
     def _expand(self, session: Session, logits: Tensor, policy: Eagle2Tree, depth: int) -> Proposal:
         """EAGLE-2: level by level the likeliest nodes are expanded, and of all nodes the likeliest are kept."""

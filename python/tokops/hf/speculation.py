@@ -23,6 +23,9 @@ _WARPERS = {
     "MinPLogitsWarper": "min_p",
 }
 
+#: Options of a verification that one mode alone takes.
+_MODE_OF = {"match_plain": "target_only", "rho": "kseq", "neighbours": "lantern"}
+
 
 def split_processors(
     processors: LogitsProcessorList, do_sample: bool
@@ -81,6 +84,10 @@ class Loop:
         self._feed = Feed(model, self.cache, mask, input_ids)
         self._ids = input_ids
         mode = method.mode
+        self._numbers = {
+            name: value.to(self.device) if isinstance(value, Tensor) else value
+            for name, value in method.verify_options.items()
+        }
         self.mode = "greedy" if self.sampling.greedy and mode in LOSSLESS_MODES else mode
         seed = method.seed if method.seed is not None else int(torch.randint(2**62, ()))
         prompts = [row[first:].tolist() for row, first in zip(input_ids, self._first, strict=True)]
@@ -168,7 +175,7 @@ class Loop:
             draft_probs=None if alone else proposal.draft_probs,
             draft_rows=None if alone else proposal.draft_rows,
             seed=session.seed, stream=session.streams, position=session.positions, n_nodes=proposal.n_nodes,
-            **law, **_options(self.method, mode),
+            **law, **_options(self._numbers, mode),
         )  # fmt: skip
         self._settle(proposal, path, out)
 
@@ -286,12 +293,9 @@ def _of_sequence(processors: LogitsProcessorList, row: int, count: int) -> Logit
     return found
 
 
-def _options(method, mode) -> dict[str, Any]:
-    """The mode's own numbers."""
-    options = dict(method.verify_options)
-    if mode != "target_only":
-        options["match_plain"] = False
-    return options
+def _options(options: dict[str, Any], mode: str) -> dict[str, Any]:
+    """Those of a method's numbers that the mode takes."""
+    return {name: value for name, value in options.items() if _MODE_OF.get(name, mode) == mode}
 
 
 def _starts(mask: Tensor | None, shape) -> Tensor | None:

@@ -40,7 +40,7 @@ class Speculate(Method):
         exit_layer: for early exit; None: a third of the layers.
         match_plain: with ``target_only``: the tokens of plain sampling at the same seed.
         seed: of the random numbers; None: one from torch's generator, so that ``torch.manual_seed`` decides.
-        eps, delta: of ``typical``, and ``delta`` of ``lantern``.
+        eps, delta: of ``typical``.
         latency: measured with ``tokops tune-tree``: trees are cut where more nodes cost more than they give. None:
             what that command has saved for this machine and model, else a usual curve.
 
@@ -79,6 +79,10 @@ class Speculate(Method):
             self.verify is not None and self.verify not in VERIFY_MODES,
             f"verify must be one of {', '.join(VERIFY_MODES)}, got {self.verify!r}",
         )
+        refuse(
+            self.mode == "lantern" and self.verify_options.get("neighbours") is None,
+            "verify lantern needs a table of neighbours: use tokops.methods.LANTERN",
+        )
         refuse(not 1 <= self.nodes <= 256, f"nodes must be 1..256, got {self.nodes}")
         refuse(
             self.depth is not None and not 1 <= self.depth < 256, f"depth must be 1..255, got {self.depth}"
@@ -100,6 +104,11 @@ class Speculate(Method):
     def mode(self) -> str:
         """The verification mode where ``generate`` samples."""
         return self.verify or "target_only"
+
+    @property
+    def drawn(self) -> bool:
+        """Whether a model that drafts draws children from its law, rather than taking its likeliest tokens."""
+        return self.mode in DRAFT_MODES
 
     @property
     def loop(self) -> str:
