@@ -87,8 +87,8 @@ def _nearest(apart: Tensor, count: int) -> Tensor:
 
 
 def _check_budget(name, delta, lam):
-    refuse_unless(0 <= delta <= 1, name, f"delta must be 0..1, got {delta}")
-    refuse_unless(lam is None or lam >= 1, name, f"lam must be at least 1, got {lam}")
+    refuse_unless(bool(0 <= delta <= 1), name, f"delta must be 0..1, got {delta}")
+    refuse_unless(lam is None or bool(lam >= 1), name, f"lam must be at least 1, got {lam}")
 
 
 def _check_table(name, neighbours, token_offset, like, vocabulary):
