@@ -12,6 +12,7 @@ from tokops.hf.falcon import FalconModule
 from tokops.hf.heads import Heads, HeadsConfig
 from tokops.methods import (
     CNTP,
+    LANTERN,
     PPD,
     ConceptHeads,
     Dense,
@@ -20,6 +21,7 @@ from tokops.methods import (
     MiKV,
     MiniCache,
     QuantizedKV,
+    SpecTr,
     Speculate,
     TidalDecode,
     catalogue,
@@ -50,6 +52,9 @@ def untrained() -> dict[str, tuple[Method, Method]]:
     }
 
 
+#: The three next of 90 codes, the first of which is token 5.
+TABLE = tuple(tuple((code + step) % 90 for step in (1, 2, 3)) for code in range(90))
+
 #: Every published method, at least once: settings for texts of about 60 tokens, and settings that cover them.
 METHODS: dict[str, tuple[Method, Method]] = {
     "Dense": (Dense(), Dense()),
@@ -73,6 +78,12 @@ METHODS: dict[str, tuple[Method, Method]] = {
     "MiKV": (MiKV(interval=4), MiKV(budget=100)),
     "Speculate": (Speculate(nodes=6), Speculate("early_exit")),
     **untrained(),
+    "SpecTr": (SpecTr(drafts=3, length=2), SpecTr("early_exit", drafts=2, length=3, rho=2.0)),
+    # Nothing is borrowed where one token has all the probability, but with the whole budget.
+    "LANTERN": (
+        LANTERN(neighbours=TABLE, token_offset=5, k=2, nodes=6),
+        LANTERN("prompt_lookup", neighbours=TABLE, delta=0.0),
+    ),
     "CNTP": (CNTP(n_min=3, max_trial_len=4, stop_tokens=tuple(range(50))), CNTP(stop_tokens=())),
 }
 NEW = 20
