@@ -256,6 +256,9 @@ class ModelDrafter(Drafter):
                     found = at[node].topk(len(children)).indices.int()
                 tokens[:, children] = found.clamp_min(0)
                 parents[:, children] = torch.where(found < 0, -1, parents[:, children])
+        # A sequence's tree ends where its own text must, so that no other sequence changes its tokens.
+        ends = torch.tensor(session.room, device=device)[:, None]
+        parents[:, 1:][torch.tensor(shape.depth[1:], device=device) >= ends] = -1
         parents = _without_orphans(parents)
         if not laws:
             return Proposal(tokens, parents, len(shape))

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._native import checked
 from ..sampling import Sampling
+from .drafts import MAX_ROWS
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,9 @@ class Session:
         streams: ``[B]`` int64, the random stream of every sequence.
         room: per sequence, how many tokens may still be given out; a deeper tree is a waste.
         device: where tensors of proposals belong.
+        stride: what :attr:`positions` grow by with every token. Above 1 no step finds random numbers that an earlier
+            one has used: what a chain that is judged as a whole gives out depends on numbers of the tokens that it
+            did not give out, so that they must not decide those tokens once more.
     """
 
     model: Any
@@ -76,6 +81,7 @@ class Session:
     room: list[int]
     device: torch.device
     memo: dict[Any, Any] = field(default_factory=dict)
+    stride: int = 1
 
     @property
     def batch(self) -> int:
@@ -89,8 +95,11 @@ class Session:
 
     @property
     def positions(self) -> Tensor:
-        """``[B]`` int64, the index of the token that is decided at every root."""
-        return torch.tensor([len(tokens) for tokens in self.tokens], device=self.device)
+        """``[B]`` int64 names of the random numbers that decide a token at every root; one more per level below.
+
+        With a ``stride`` of 1 they are the tokens' indices.
+        """
+        return torch.tensor([len(tokens) * self.stride for tokens in self.tokens], device=self.device)
 
 
 class Drafter:
@@ -106,7 +115,8 @@ class Drafter:
 
         Args:
             session: the generation.
-            hidden: per sequence, the final hidden states ``[L, d]`` of its prompt, if wanted.
+            hidden: per sequence, the final hidden states ``[L, d]`` of its prompt, if wanted; without the beginning
+                that a cache given to ``generate`` has held already.
         """
 
     def propose(self, session: Session) -> Proposal:
@@ -121,3 +131,61 @@ class Drafter:
 
     def end(self) -> None:
         """The generation is over."""
+
+
+def check_proposal(
+    drafter: str, proposal: Proposal, session: Session, vocabulary: int, embeddings: int = 0
+) -> None:
+    """Refuse what is not a proposal for the session's sequences, before anything is run.
+
+    Values are looked at on the CPU, and on CUDA under TOKOPS_CHECK=1.
+
+    Args:
+        drafter: its name, for messages.
+        proposal: what it proposes.
+        session: the generation.
+        vocabulary: tokens of the model.
+        embeddings: M, how many embeddings of its own the drafter has.
+
+    Raises:
+        TypeError: not a :class:`Proposal`.
+        ValueError: a wrong shape, dtype, device, number of rows, root or token.
+    """
+
+    def refuse(wrong: bool, what: str) -> None:
+        if wrong:
+            raise ValueError(f"{drafter}: {what}")
+
+    if not isinstance(proposal, Proposal):
+        raise TypeError(f"{drafter}: propose must return a Proposal, got {type(proposal).__name__}")
+    tokens, batch = proposal.tokens, session.batch
+    shape = tuple(tokens.shape)
+    refuse(len(shape) != 2 or shape[0] != batch, f"tokens must be [{batch}, T], got {list(shape)}")
+    rows = shape[1]
+    refuse(not 1 <= rows <= MAX_ROWS, f"a forward takes 1..{MAX_ROWS} rows per sequence, got {rows}")
+    refuse(not 1 <= proposal.nodes <= rows, f"nodes must be 1..{rows}, got {proposal.nodes}")
+    for name, x, expected in (
+        ("tokens", tokens, (batch, rows)),
+        ("parents", proposal.parents, (batch, rows)),
+        ("n_nodes", proposal.n_nodes, (batch,)),
+    ):
+        if x is None:
+            refuse(name != "n_nodes", f"{name} must be a tensor, got None")
+            continue
+        refuse(tuple(x.shape) != expected, f"{name} must be {list(expected)}, got {list(x.shape)}")
+        refuse(x.dtype != torch.int32, f"{name} must be int32, got {x.dtype}")
+        refuse(x.device.type != session.device.type, f"{name} must be on {session.device}, got {x.device}")
+    if tokens.is_cuda and not checked():
+        return
+    low, high = int(tokens.min()), int(tokens.max())
+    refuse(
+        low < -embeddings or high >= vocabulary,
+        f"tokens must be {-embeddings}..{vocabulary - 1}, in padding too, got {low}..{high}",
+    )
+    nodes = int(tokens[:, : proposal.nodes].min())
+    refuse(nodes < 0, f"a node's token must not be negative, got {nodes}")
+    roots = tokens[:, 0].tolist()
+    refuse(
+        roots != session.roots,
+        f"node 0 must be the last token of every sequence, {session.roots}, got {roots}",
+    )

@@ -1,20 +1,28 @@
 """The decoding loop of tree speculation, run through ``generate(custom_generate=...)``."""
 
 import copy
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
+from transformers import (
+    LogitsProcessorList,
+    PrefixConstrainedLogitsProcessor,
+    SynthIDTextWatermarkLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
+from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from ..sampling import Sampling, sample
 from ..speculative import DRAFT_MODES, LOSSLESS_MODES, tree_build, tree_verify
 from .decoding import Feed
 from .drafters import make_drafter
-from .drafting import Drafter, Proposal, Session, Verdict
+from .drafting import Drafter, Proposal, Session, Verdict, check_proposal
 from .families import CACHE, given_cache
+from .stopping import StopRule
 
 _WARPERS = {
     "TemperatureLogitsWarper": "temperature",
@@ -22,6 +30,8 @@ _WARPERS = {
     "TopPLogitsWarper": "top_p",
     "MinPLogitsWarper": "min_p",
 }
+#: What they remember of one call they expect to find one token later in the next, which nodes of a tree are not.
+_STATEFUL = (UnbatchedClassifierFreeGuidanceLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
 
 #: Options of a verification that one mode alone takes.
 _MODE_OF = {"match_plain": "target_only", "rho": "kseq", "neighbours": "lantern"}
@@ -37,10 +47,10 @@ def split_processors(
     """
     if not do_sample:
         return processors, Sampling(temperature=0.0)
-    names = [_WARPERS.get(type(p).__name__) for p in processors]
+    names = [_WARPERS.get(type(p).__name__, "") for p in processors]
     first = next((i for i, name in enumerate(names) if name), len(names))
     tail, order = names[first:], list(_WARPERS.values())
-    plain = None not in tail and tail == sorted(set(tail), key=order.index)
+    plain = "" not in tail and tail == sorted(set(tail), key=lambda name: order.index(name))
     if not plain or any(getattr(p, "min_tokens_to_keep", 1) > 1 for p in processors[first:]):
         return processors, Sampling()
     values = {name: getattr(p, name) for name, p in zip(tail, processors[first:], strict=True)}
@@ -72,16 +82,16 @@ class Loop:
 
     def __init__(self, model, input_ids, processors, criteria, config, run, method, streamer, kwargs):
         self.model, self.method, self.run = model, method, run
-        self.criteria, self.streamer, self.config = criteria, streamer, config
+        self.stop, self.streamer, self.config = StopRule(criteria), streamer, config
         self.processors, self.sampling = split_processors(processors, config.do_sample)
         self.cache = given_cache(kwargs)
         self.rows = Rows(input_ids)
         self.device = input_ids.device
         mask = kwargs.get("attention_mask")
-        starts = _starts(mask, input_ids.shape)
-        self.starts = None if starts is None else starts.to(self.device)
-        self._first = [0] * len(input_ids) if starts is None else starts.tolist()
         self._feed = Feed(model, self.cache, mask, input_ids)
+        starts = _starts(mask, self.cache.prompt_length)
+        self.starts = None if starts is None else starts.to(self.device)
+        first = [0] * len(input_ids) if starts is None else starts.tolist()
         self._ids = input_ids
         mode = method.mode
         self._numbers = {
@@ -89,8 +99,14 @@ class Loop:
             for name, value in method.verify_options.items()
         }
         self.mode = "greedy" if self.sampling.greedy and mode in LOSSLESS_MODES else mode
-        seed = method.seed if method.seed is not None else int(torch.randint(2**62, ()))
-        prompts = [row[first:].tolist() for row, first in zip(input_ids, self._first, strict=True)]
+        seed = method.seed
+        if seed is None:
+            seed = 0 if self.mode == "greedy" else int(torch.randint(2**62, ()))
+        # A cache may hold the first tokens of the prompts, which input_ids then leave out.
+        prompts = [
+            row[max(start - self._feed.offset, 0) :]
+            for row, start in zip(input_ids.tolist(), first, strict=True)
+        ]
         self.session = Session(
             model=model,
             tokens=prompts,
@@ -100,8 +116,10 @@ class Loop:
             streams=torch.arange(len(prompts), device=self.device),
             room=[self._left(len(input_ids[0]))] * len(prompts),
             device=self.device,
+            stride=256 if self.mode == "chain_block" else 1,
         )
         self.drafter: Drafter = make_drafter(method, self.session)
+        self._vocabulary = model.get_input_embeddings().weight.shape[0]
         self._hidden: Tensor | None = None
 
     def _left(self, length):
@@ -113,12 +131,12 @@ class Loop:
         """Read what the cache lacks of the prompts, and decide the first token of every sequence."""
         length = self.cache.prompt_length
         chunk = self.config.prefill_chunk_size or length
-        hidden = []
+        hidden: list[Any] = []
         with self._watching():
             for first in range(self.cache.get_seq_length(), length, chunk):
                 logits = self._feed(self._ids, first, min(first + chunk, length))
                 hidden.append(self._hidden)
-        logits = self._processed(logits[:, None].float(), torch.zeros(len(self._ids), 1), None)[:, 0]
+        logits = self._processed(logits[:, None].float(), self._ids[:, -1:], None)[:, 0]
         positions = self.session.positions
         if self.sampling.greedy:
             tokens = sample(logits, seed=0, temperature=0.0)
@@ -128,7 +146,13 @@ class Loop:
                 logits, seed=self.session.seed, stream=self.session.streams, position=positions,
                 temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, min_p=s.min_p,
             )  # fmt: skip
-        self._hand_out([[token] for token in tokens.tolist()])
+        given = [[token] for token in tokens.tolist()]
+        for b, row in enumerate(given):
+            self._refuse_nothing(b, row)
+            self._until_stop(b, row)
+        self._hand_out(given)
+        if not any(self.session.active):
+            return
         wanted = None
         if self.drafter.wants_hidden:
             states = torch.cat(hidden, 1)
@@ -156,7 +180,14 @@ class Loop:
     def step(self) -> None:
         """Draft, run, verify, keep."""
         proposal = self.drafter.propose(self.session)
-        self._check(proposal)
+        own = self.drafter.embeddings
+        check_proposal(
+            type(self.drafter).__name__,
+            proposal,
+            self.session,
+            self._vocabulary,
+            0 if own is None else len(own),
+        )
         tree = tree_build(proposal.parents)
         logits = self._forward(proposal, tree)
         logits = self._processed(logits, proposal.tokens, proposal)
@@ -178,12 +209,6 @@ class Loop:
             **law, **_options(self._numbers, mode),
         )  # fmt: skip
         self._settle(proposal, path, out)
-
-    def _check(self, proposal):
-        if proposal.tokens.shape[1] > 256:
-            raise ValueError(
-                f"{type(self.drafter).__name__} proposes {proposal.tokens.shape[1]} rows, a forward takes 256"
-            )
 
     def _forward(self, proposal: Proposal, tree) -> Tensor:
         """Logits ``[B, N, V]`` of the nodes."""
@@ -216,37 +241,30 @@ class Loop:
         if not len(self.processors):
             return logits
         logits = logits.float().clone()
-        parents = (
-            [[-1]] * len(logits) if proposal is None else proposal.parents[:, : logits.shape[1]].tolist()
-        )
         texts = tokens.tolist()
+        parents = [[-1]] * len(texts) if proposal is None else proposal.parents.tolist()
+        count = None if proposal is None or proposal.n_nodes is None else proposal.n_nodes.tolist()
         for b, tree in enumerate(parents):
-            paths: dict[int, list[tuple[int, list[int]]]] = {}
-            for i, parent in enumerate(tree):
-                path, at = [], i
-                while at > 0:
-                    path.append(texts[b][at])
-                    at = tree[at]
-                if i and parent < 0:
-                    continue
-                paths.setdefault(len(path), []).append((i, path[::-1]))
-            for group in paths.values():
-                index = [i for i, _ in group]
-                ids = torch.cat([self.rows.ids(b, path) for _, path in group])
-                logits[b, index] = _of_sequence(self.processors, b, len(index))(ids, logits[b, index])
+            if not self.session.active[b]:
+                continue
+            text = self.rows.ids(b)
+            for nodes, paths in _by_depth(texts[b], tree[: logits.shape[1] if count is None else count[b]]):
+                ids = torch.cat([text.expand(len(nodes), -1), text.new_tensor(paths)], 1)
+                logits[b, nodes] = _of_sequence(self.processors, b, len(nodes))(ids, logits[b, nodes])
         return logits
 
     def _settle(self, proposal: Proposal, path: Tensor, out: Tensor) -> None:
         """Give out tokens, keep their nodes, and tell the drafter."""
         room = self.cache.room()
         given, kept = [], []
-        for b, (nodes, tokens) in enumerate(zip(path.tolist(), out.tolist(), strict=True)):
+        for b, (nodes, tokens) in enumerate(torch.stack([path, out], 1).tolist()):
             nodes = [i for i in nodes if i >= 0]
-            active = self.session.active[b]
-            if active and -1 in tokens[: len(nodes)]:
-                raise RuntimeError(f"speculation: no token of sequence {b} has a finite logit")
-            limit = len(nodes) if room is None else min(len(nodes), room[b])
-            given.append(self._until_stop(b, tokens[:limit]) if active else [])
+            tokens = tokens[: len(nodes) if room is None else min(len(nodes), room[b])]
+            if self.session.active[b]:
+                self._refuse_nothing(b, tokens)
+                given.append(self._until_stop(b, tokens))
+            else:
+                given.append([])
             kept.append(nodes[: len(given[-1])])
         self.cache.keep(path, [len(nodes) for nodes in kept])
         self._count(kept, given)
@@ -258,21 +276,21 @@ class Loop:
         live = sum(bool(tokens) for tokens in given)
         self.run.counters.speculated(live, sum(map(len, given)))
 
+    def _refuse_nothing(self, row: int, tokens: list[int]) -> None:
+        if -1 in tokens:
+            raise RuntimeError(f"speculation: no token of sequence {row} has a finite logit")
+
     def _until_stop(self, row: int, tokens: list[int]) -> list[int]:
-        """The tokens up to the first behind which a criterion stops the sequence."""
-        for i in range(len(tokens)):
-            ids = self.rows.ids(row, tokens[: i + 1])
-            if bool(self.criteria(ids, None).all()):
-                self.session.active[row] = False
-                return tokens[: i + 1]
-        return tokens
+        """The tokens up to the first that ends the sequence."""
+        length = self._ids.shape[1] + len(self.rows.new[row])
+        ids = self.rows.ids(row, tokens) if self.stop.needs_ids else None
+        count, ended = self.stop.cut(tokens, length, ids)
+        self.session.active[row] = not ended
+        return tokens[:count]
 
     def _hand_out(self, given: list[list[int]]) -> None:
-        """Append tokens; the first of a sequence may be its last."""
-        first = not any(self.rows.new)
+        """Append tokens."""
         for b, tokens in enumerate(given):
-            if first and tokens:
-                tokens = self._until_stop(b, tokens)
             self.rows.new[b] += tokens
             self.session.tokens[b] += tokens
             self.session.room[b] = self._left(self._ids.shape[1] + len(self.rows.new[b]))
@@ -281,12 +299,30 @@ class Loop:
                     self.streamer.put(torch.tensor([token]))
 
 
+def _by_depth(tokens: list[int], parents: list[int]) -> Iterator[tuple[list[int], list[list[int]]]]:
+    """Nodes of one tree that are equally deep, and the tokens from below the root down to each; no padding."""
+    paths: list[list[int] | None] = [[]]
+    for i in range(1, len(parents)):
+        above = paths[parents[i]] if parents[i] >= 0 else None
+        paths.append(None if above is None else [*above, tokens[i]])
+    levels: dict[int, tuple[list[int], list[list[int]]]] = {}
+    for i, path in enumerate(paths):
+        if path is not None:
+            nodes, texts = levels.setdefault(len(path), ([], []))
+            nodes.append(i)
+            texts.append(path)
+    yield from levels.values()
+
+
 def _of_sequence(processors: LogitsProcessorList, row: int, count: int) -> LogitsProcessorList:
-    """Processors for ``count`` nodes of one sequence: what some know of every sequence's padding is cut to it."""
+    """Processors for ``count`` nodes of one sequence: what some know of every sequence is cut to it."""
     found = LogitsProcessorList()
     for processor in processors:
         known = getattr(processor, "prompt_ignore_length", None)
-        if isinstance(known, Tensor):
+        if isinstance(processor, PrefixConstrainedLogitsProcessor):
+            allowed = processor._prefix_allowed_tokens_fn
+            processor = PrefixConstrainedLogitsProcessor(lambda _, ids, f=allowed: f(row, ids), 1)
+        elif isinstance(known, Tensor):
             processor = copy.copy(processor)
             processor.prompt_ignore_length = known[row : row + 1].expand(count)
         found.append(processor)
@@ -298,11 +334,28 @@ def _options(options: dict[str, Any], mode: str) -> dict[str, Any]:
     return {name: value for name, value in options.items() if _MODE_OF.get(name, mode) == mode}
 
 
-def _starts(mask: Tensor | None, shape) -> Tensor | None:
+def _starts(mask: Tensor | None, length: int) -> Tensor | None:
     """First visible position of every sequence; None where there is no padding."""
-    if mask is None or bool(mask[:, : shape[1]].all()):
+    if mask is None or bool(mask[:, :length].all()):
         return None
-    return mask[:, : shape[1]].int().argmax(-1).int()
+    return mask[:, :length].int().argmax(-1).int()
+
+
+def _refuse(method, input_ids, processors, config, streamer, kwargs) -> None:
+    """What of ``generate`` the loop does not do."""
+    name = type(method).__name__
+    mode = config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise NotImplementedError(f"{name} decodes greedily or samples and does not support {mode.value}")
+    if kwargs.get("inputs_embeds") is not None or not input_ids.shape[1]:
+        raise NotImplementedError(f"{name} drafts tokens from tokens and does not support inputs_embeds")
+    for processor in processors:
+        if isinstance(processor, _STATEFUL):
+            raise NotImplementedError(
+                f"{name} does not support {type(processor).__name__}: it follows one text, a tree has many"
+            )
+    if streamer is not None and len(input_ids) > 1:
+        raise ValueError(f"{name}: a streamer takes one sequence, got {len(input_ids)}")
 
 
 def generate_loop(
@@ -319,8 +372,7 @@ def generate_loop(
     **model_kwargs,
 ):
     """Tree speculation over a batch; see :class:`tokops.methods.Speculate`."""
-    if streamer is not None and len(input_ids) > 1:
-        raise ValueError(f"speculation: a streamer takes one sequence, got {len(input_ids)}")
+    _refuse(method, input_ids, logits_processor, generation_config, streamer, model_kwargs)
     loop = Loop(
         model, input_ids, logits_processor, stopping_criteria, generation_config, run, method, streamer, model_kwargs
     )  # fmt: skip
