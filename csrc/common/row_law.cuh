@@ -101,7 +101,7 @@ __device__ Crossing find_crossing(LawShared& s, const RowLaw& r, int count, uint
   uint32_t prefix = 0;
   unsigned long long left = limit;
   for (int round = 0; round < 3; ++round) {
-    const int shift = kDigitShifts[round], above = round ? kDigitShifts[round - 1] : 32;
+    const int shift = digit_shift(round), above = round ? digit_shift(round - 1) : 32;
     __syncthreads();
     for (int i = threadIdx.x; i < kDigitBins; i += kLawThreads) s.bins[i] = 0;
     __syncthreads();

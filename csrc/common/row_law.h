@@ -57,7 +57,7 @@ struct Crossing {
 
 // Digits by which keys are searched, from the top: 11, 11 and 10 bits.
 constexpr int kDigitBits = 11, kDigitBins = 1 << kDigitBits;
-constexpr int kDigitShifts[3] = {21, 10, 0};
+constexpr int digit_shift(int round) { return round == 0 ? 21 : round == 1 ? 10 : 0; }
 
 // Keys as unsigned integers, so that digits order them.
 TOKOPS_HD uint32_t ordered_key(int32_t key) { return uint32_t(key) ^ 0x80000000u; }

@@ -96,7 +96,7 @@ inline void cut_row(RowLaw* r, const RowSpace& s, int count, uint64_t limit, boo
   uint64_t left = limit, bins[kDigitBins] = {};
   for (int x = 0; x < count; ++x) {
     const int32_t key = key_at(x);
-    if (inside(*r, key, x)) bins[digit(key, kDigitShifts[0], kDigitBits)] += amount(x);
+    if (inside(*r, key, x)) bins[digit(key, digit_shift(0), kDigitBits)] += amount(x);
   }
   const int first = crossed_bin(bins, kDigitBins, &left);
   if (first < 0) return;  // there is no more than the limit
@@ -104,10 +104,10 @@ inline void cut_row(RowLaw* r, const RowSpace& s, int count, uint64_t limit, boo
   for (int x = 0; x < count; ++x) {
     const int32_t key = key_at(x);
     s.list[n] = x;
-    n += inside(*r, key, x) & (int(digit(key, kDigitShifts[0], kDigitBits)) == first);
+    n += inside(*r, key, x) & (int(digit(key, digit_shift(0), kDigitBits)) == first);
   }
   for (int round = 1; round < 3; ++round) {
-    const int shift = kDigitShifts[round], bits = kDigitShifts[round - 1] - shift;
+    const int shift = digit_shift(round), bits = digit_shift(round - 1) - shift;
     std::memset(bins, 0, sizeof bins);
     for (int i = 0; i < n; ++i) bins[digit(key_at(s.list[i]), shift, bits)] += amount(s.list[i]);
     const int bin = crossed_bin(bins, 1 << bits, &left);

@@ -38,7 +38,16 @@ TOKOPS_HD int ratio_bin(float q, float p, double m, double low, double step) {
   return j;
 }
 
-template <class Engine>
+// What a walk is built for: on CUDA every part is a kernel of its own.
+enum class Part { all, simple, drawn, other };
+TOKOPS_HD Part part_of(Verify mode) {
+  if (mode == Verify::greedy || mode == Verify::target_only) return Part::simple;
+  const bool drawn =
+      mode == Verify::rrs || mode == Verify::rrs_wo || mode == Verify::greedy_plus_one;
+  return drawn ? Part::drawn : Part::other;
+}
+
+template <class Engine, Part kPart = Part::all>
 struct Walk {
   const TreeVerify& p;
   Engine& e;
@@ -147,7 +156,6 @@ struct Walk {
   }
 
   TOKOPS_HD int plain_match() const {
-    if (!e.open(cur)) return stop();
     const int x = draw_target(Use::plain), child = child_with(cur, x);
     if (child < 0) emit(x);
     return child;
@@ -159,7 +167,6 @@ struct Walk {
   }
 
   TOKOPS_HD int target_only() const {
-    if (!e.open(cur)) return stop();
     const double bar = exact::mul(coin(0), e.mass());
     double sum = 0;
     int last = -1;
@@ -179,7 +186,6 @@ struct Walk {
 
   // Recursive rejection, with (rrs) or without (rrs_wo) replacement of the children.
   TOKOPS_HD int recursive(bool without) const {
-    if (!e.open(cur)) return stop();
     const int start = first(cur), row = draft_row(start);
     if (!e.open_draft(row, cur)) return stop();
     double m = e.mass(), s = 1;
@@ -222,7 +228,6 @@ struct Walk {
 
   // All children but the last are the draft's most likely tokens; the last is drawn from the rest.
   TOKOPS_HD int greedy_plus_one() const {
-    if (!e.open(cur)) return stop();
     const int start = first(cur), row = draft_row(start);
     if (!e.open_draft(row, cur)) return stop();
     double s = 1;  // what the draft leaves to the last child
@@ -286,7 +291,7 @@ struct Walk {
       }
     }
     retrace_path();
-    bonus();
+    open_bonus();
   }
   // The nodes accepted so far agree with the survivors, but need not be above the last of them.
   TOKOPS_HD void retrace_path() const {
@@ -380,7 +385,7 @@ struct Walk {
   // ---- Mode chain_block: one chain, all of it judged together.
 
   TOKOPS_HD void chain_block() {
-    if (first(0) < 0) return bonus();
+    if (first(0) < 0) return open_bonus();
     double reach = 1, kept = 1;  // P_i, and that of the longest block that passed
     int tau = 0, i = 0;
     bool whole = false;
@@ -407,7 +412,7 @@ struct Walk {
       }
     }
     while (depth < tau) accept(first(cur));
-    if (whole) return bonus();
+    if (whole) return open_bonus();
     if (!e.open(cur)) return void(stop());
     const int row = draft_row(first(cur));
     const uint64_t total = excess(row, kept);
@@ -520,8 +525,7 @@ struct Walk {
   }
 
   TOKOPS_HD int lantern() const {
-    if (p.settings.temperature == 0) return lantern_greedy();
-    if (!e.open(cur)) return stop();
+    if (is_greedy()) return lantern_greedy();
     return p.draft ? lantern_drawn() : lantern_given();
   }
 
@@ -637,43 +641,48 @@ struct Walk {
 
   // ---- All of it.
 
+  TOKOPS_HD bool is_greedy() const {
+    return p.mode == Verify::greedy || (p.mode == Verify::lantern && p.settings.temperature == 0);
+  }
+
+  // The row that cur's children are judged by is open, but for modes that only look at its largest.
   TOKOPS_HD int step() const {
-    switch (p.mode) {
-      case Verify::greedy:
-        return greedy();
-      case Verify::target_only:
-        return p.match_plain ? plain_match() : target_only();
-      case Verify::rrs:
-        return recursive(false);
-      case Verify::rrs_wo:
-        return recursive(true);
-      case Verify::greedy_plus_one:
-        return greedy_plus_one();
-      default:
-        return lantern();
+    if constexpr (kPart == Part::simple || kPart == Part::all) {
+      if (p.mode == Verify::greedy) return greedy();
+      if (p.mode == Verify::target_only) return p.match_plain ? plain_match() : target_only();
     }
+    if constexpr (kPart == Part::drawn || kPart == Part::all) {
+      if (p.mode == Verify::greedy_plus_one) return greedy_plus_one();
+      if (p.mode != Verify::lantern) return recursive(p.mode == Verify::rrs_wo);
+    }
+    if constexpr (kPart == Part::other || kPart == Part::all) return lantern();
+    return -1;
   }
 
   // The token behind a leaf.
   TOKOPS_HD void bonus() const {
-    const bool greedy =
-        p.mode == Verify::greedy || (p.mode == Verify::lantern && p.settings.temperature == 0);
-    if (greedy) return emit(e.largest(cur));
-    if (!e.open(cur)) return void(stop());
+    if (is_greedy()) return emit(e.largest(cur));
     emit(draw_target(p.match_plain ? Use::plain : Use::final_token));
+  }
+  TOKOPS_HD void open_bonus() const {
+    if (!e.open(cur)) return void(stop());
+    bonus();
   }
 
   TOKOPS_HD void run() {
     begin();
-    if (p.mode == Verify::kseq) return kseq();
-    if (p.mode == Verify::chain_block) return chain_block();
-    if (p.mode == Verify::typical) return typical();
-    while (first(cur) >= 0) {
+    if constexpr (kPart == Part::other || kPart == Part::all) {
+      if (p.mode == Verify::kseq) return kseq();
+      if (p.mode == Verify::chain_block) return chain_block();
+      if (p.mode == Verify::typical) return typical();
+    }
+    for (;;) {
+      if (!is_greedy() && !e.open(cur)) return void(stop());
+      if (first(cur) < 0) return bonus();
       const int child = step();
       if (child < 0) return;
       accept(child);
     }
-    bonus();
   }
 };
 
