@@ -8,7 +8,7 @@ from tiny_models import build
 from transformers import LogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 import tokops
-from tokops.hf.inflight import InflightGenerator
+from tokops.hf import InflightGenerator
 from tokops.methods import CNTP, Dense, QuantizedKV, TidalDecode
 from tokops.sampling import Sampling, sample
 
