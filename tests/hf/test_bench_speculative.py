@@ -137,6 +137,14 @@ def test_the_opponent_draws_by_the_law_of_target_only():
     assert (counts - law[0]).abs().max() < 4 * (0.25 / many) ** 0.5
 
 
+@pytest.mark.parametrize("draw", [speculative._multinomial, speculative._race])
+def test_the_opponents_of_sample_draw_by_the_law(draw):
+    torch.manual_seed(0)
+    law, many = torch.tensor([0.1, 0.2, 0.3, 0.4]), 4000
+    counts = draw(law.log().expand(many, 4)).bincount(minlength=4) / many
+    assert (counts - law).abs().max() < 4 * (0.25 / many) ** 0.5
+
+
 def test_the_cases_name_the_acceptance_table():
     cpu = {case.label: [(bar.against, bar.least) for bar in case.bars] for case in speculative.cases()}
     cuda = {case.label: [bar.seconds for bar in case.bars] for case in speculative.cases("cuda")}
