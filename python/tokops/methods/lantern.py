@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..speculative import Eagle2Tree
 from .base import ModelShape
 from .speculate import Speculate
 
@@ -38,7 +37,8 @@ class LANTERN(Speculate):
     Args:
         draft: as in :class:`Speculate`. A trained drafter's ``drafter`` method is such a callable:
             ``LANTERN(draft=Falcon("folder").drafter, ...)``.
-        nodes, depth, tree, acceptance, min_match, max_match, exit_layer, seed, latency: as in :class:`Speculate`.
+        nodes, depth, tree, acceptance, min_match, max_match, exit_layer, seed, latency: as in :class:`Speculate`;
+            trees are static.
         neighbours: ``[Vc, K]`` codes nearest to every code, of :func:`tokops.speculative.neighbour_table`; a tensor
             of integers, or nested sequences.
         k: columns of the table that are used.
@@ -48,7 +48,7 @@ class LANTERN(Speculate):
         token_offset: the token that code 0 is.
         residual: what a rejected drawn child leaves, see :func:`tokops.speculative.tree_verify`.
         children: of a model that drafts: ``drawn`` without replacement from its law, or its ``likeliest``. None: drawn,
-            where a model or early exit drafts a static tree.
+            where a model or early exit drafts. Other drafts say themselves how theirs came about.
 
     Raises:
         ValueError: no table, a number out of range, or options that contradict each other; when patching, codes that
@@ -112,14 +112,13 @@ class LANTERN(Speculate):
         )
         refuse(
             self.children == "drawn" and not self._can_draw,
-            "drawn children need a model that drafts a static tree; prompt lookup, drafters of their own and "
-            "Eagle2Tree give theirs without a law",
+            "drawn children need a model that drafts, got "
+            f"{self.draft if isinstance(self.draft, str) else type(self.draft).__name__}, which gives its own",
         )
 
     @property
     def _can_draw(self) -> bool:
-        modelled = hasattr(self.draft, "config") or self.draft == "early_exit"
-        return modelled and not isinstance(self.tree, Eagle2Tree)
+        return hasattr(self.draft, "config") or self.draft == "early_exit"
 
     @property
     def drawn(self) -> bool:
@@ -149,7 +148,8 @@ class LANTERN(Speculate):
             "delta": budget,
             "neighbours": self.table,
             "token_offset": self.token_offset,
-            "residual": self.residual,
+            # Where nothing can be lent, neighbours of probability 0 must not be taken for lenders.
+            "residual": self.residual if budget > 0 else "moved",
         }
 
     def describe(self) -> str:
