@@ -1,5 +1,7 @@
 """Tree speculation through ``generate``: greedy tokens are stock's, whatever is drafted, and whatever ends a text."""
 
+import copy
+
 import pytest
 import torch
 from odd_drafters import Odd
@@ -8,7 +10,7 @@ from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 import tokops
-from tokops.hf.drafting import Proposal
+from tokops.hf.families import CACHE
 from tokops.methods import Speculate, TidalDecode
 from tokops.speculative import Eagle2Tree
 
@@ -107,6 +109,15 @@ def test_a_maximum_length_inside_a_block(new, model, prompts):
             assert torch.equal(out, expected[:, : 21 + new])
 
 
+def test_texts_that_end_with_their_first_token(model, prompts):
+    free = model.generate(**prompts, **GREEDY)
+    for ends in ([int(free[0, 21])], [int(free[1, 21])], free[:, 21].tolist()):
+        expected = model.generate(**prompts, **GREEDY, eos_token_id=ends)
+        for draft in ("prompt_lookup", "early_exit", "right trees"):
+            with tokops.patch(model, DRAFTS[draft](texts_of(free, prompts))):
+                assert torch.equal(model.generate(**prompts, **GREEDY, eos_token_id=ends), expected)
+
+
 def test_stop_strings():
     model, tokenizer = build("llama", vocab_size=256), byte_tokenizer()
     ids = torch.randint(97, 122, (1, 12), generator=torch.Generator().manual_seed(0))
@@ -173,7 +184,7 @@ def test_results_with_names(model, prompts):
         cache = run.new_cache()
         out = model.generate(**prompts, **GREEDY, return_dict_in_generate=True, past_key_values=cache)
         assert torch.equal(out.sequences, expected)
-        assert out.cache is cache
+        assert out[CACHE] is cache
         assert cache.lengths == [21 + NEW - 1] * 2, "the last token given out is not cached"
 
 
@@ -192,6 +203,63 @@ def test_a_conversation_continues_on_its_cache(given, model, prompts):
             new = whole[:, cache.get_seq_length() :] if given == "new tokens" else whole
             out = model.generate(new, attention_mask=mask, **GREEDY, past_key_values=cache)
         assert torch.equal(out[:, -NEW:], expected[:, -NEW:])
+
+
+@pytest.mark.parametrize("copied", [True, False])
+@pytest.mark.parametrize("draft", ["early_exit", "right trees"])
+def test_continuations_that_share_the_pages_of_one_document(draft, copied, model, prompts):
+    document = prompts["input_ids"][1:]
+    ids = torch.cat([document.expand(5, -1), torch.arange(10, 15)[:, None]], 1)
+    expected = model.generate(ids, **GREEDY)
+    with tokops.patch(model, DRAFTS[draft](expected.tolist()), page_size=4) as run:
+        cache = run.new_cache()
+        with torch.no_grad():
+            model(document, past_key_values=cache)
+        cache.batch_repeat_interleave(5)
+        used = copy.deepcopy(cache) if copied else cache
+        assert torch.equal(model.generate(ids, **GREEDY, past_key_values=used), expected)
+        if copied:
+            assert torch.equal(model.generate(ids, **GREEDY, past_key_values=cache), expected)
+
+
+class Watching(Odd):
+    """Keeps the final hidden states of every sequence's tokens."""
+
+    wants_hidden = True
+
+    def begin(self, session, hidden):
+        self.states = [[rows] for rows in hidden]
+
+    def commit(self, session, proposal, verdict):
+        for own, rows, kept in zip(self.states, verdict.hidden, verdict.kept, strict=True):
+            own.append(rows[kept])
+
+
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_a_drafter_sees_the_hidden_states_of_what_is_kept(chunk, model, prompts):
+    expected = model.generate(**prompts, **GREEDY)
+    truth = texts_of(expected, prompts)
+    drafter = Watching(truth)
+    with tokops.patch(model, Speculate(lambda model: drafter)):
+        model.generate(**prompts, **GREEDY, prefill_chunk_size=chunk)
+    for text, states in zip(truth, drafter.states, strict=True):
+        with torch.no_grad():
+            want = model.model(torch.tensor([text[:-1]])).last_hidden_state[0]
+        torch.testing.assert_close(torch.cat(states), want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3])
+def test_the_smallest_trees_and_prompts(nodes, model):
+    prompts = {
+        "input_ids": torch.tensor([[0, 0, 5], [7, 8, 9]]),
+        "attention_mask": torch.tensor([[0, 0, 1], [1, 1, 1]]),
+    }
+    expected = model.generate(**prompts, **GREEDY)
+    alone = model.generate(torch.tensor([[5]]), **GREEDY)
+    for draft in ("prompt_lookup", "early_exit", "none"):
+        with tokops.patch(model, Speculate(draft, nodes=nodes)):
+            assert torch.equal(model.generate(**prompts, **GREEDY), expected)
+            assert torch.equal(model.generate(torch.tensor([[5]]), **GREEDY), alone)
 
 
 def test_prompts_in_chunks(model, prompts):
@@ -245,127 +313,6 @@ def test_undo_is_exact_also_of_the_drafting_model_and_after_a_failure(draft, mod
         assert state_of(helper) == helpers
     assert state_of(model) == before
     assert torch.equal(model.generate(**prompts, **GREEDY), expected)
-
-
-# ---- What is refused.
-
-
-@pytest.mark.parametrize(
-    ("settings", "name"),
-    [
-        ({"num_beams": 3}, "num_beams"),
-        ({"output_scores": True}, "output_scores"),
-        ({"output_logits": True}, "output_logits"),
-        ({"output_hidden_states": True}, "output_hidden_states"),
-        ({"prompt_lookup_num_tokens": 4}, "prompt_lookup_num_tokens"),
-        ({"use_cache": False}, "use_cache"),
-        ({"penalty_alpha": 0.6, "top_k": 4}, "contrastive_search"),
-        ({"guidance_scale": 2.0}, "UnbatchedClassifierFreeGuidanceLogitsProcessor"),
-        ({"assistant_model": "the helper"}, "assistant_model"),
-    ],
-)
-def test_what_the_loop_does_not_do_is_refused_by_name(settings, name, model, prompts):
-    if "assistant_model" in settings:
-        settings = {"assistant_model": build("llama", num_hidden_layers=1)}
-    with (
-        tokops.patch(model, Speculate()),
-        pytest.raises(NotImplementedError, match=f"Speculate .*does not support {name}"),
-    ):
-        model.generate(prompts["input_ids"], **{**GREEDY, **settings})
-
-
-def test_sampling_under_greedy_verification_is_refused(model, prompts):
-    with (
-        tokops.patch(model, Speculate(verify="greedy")),
-        pytest.raises(ValueError, match="verify greedy goes with do_sample=False"),
-    ):
-        model.generate(prompts["input_ids"], do_sample=True)
-
-
-def test_embeddings_are_refused(model, prompts):
-    embedded = model.get_input_embeddings()(prompts["input_ids"])
-    with tokops.patch(model, Speculate()), pytest.raises(NotImplementedError, match="inputs_embeds"):
-        model.generate(inputs_embeds=embedded, **GREEDY)
-
-
-def test_a_draft_model_of_another_vocabulary_is_refused(model, prompts):
-    other = build("llama", vocab_size=90)
-    with (
-        tokops.patch(model, Speculate(other)),
-        pytest.raises(ValueError, match="vocabulary of 90, the model one of 97"),
-    ):
-        model.generate(**prompts, **GREEDY)
-    with tokops.patch(model, Speculate(model)), pytest.raises(ValueError, match="cannot draft for itself"):
-        model.generate(**prompts, **GREEDY)
-
-
-def test_dynamic_trees_go_with_children_that_are_not_drawn():
-    with pytest.raises(
-        ValueError, match="Speculate: tree Eagle2Tree goes with verify target_only or greedy, got rrs"
-    ):
-        Speculate("early_exit", verify="rrs", tree=Eagle2Tree())
-
-
-class Wrong(Odd):
-    def __init__(self, change):
-        super().__init__(rows=5)
-        self.change = change
-
-    def propose(self, session):
-        proposal = super().propose(session)
-        fields = {
-            "tokens": proposal.tokens,
-            "parents": proposal.parents,
-            "nodes": 5,
-            "n_nodes": proposal.n_nodes,
-        }
-        return Proposal(**{**fields, **self.change(fields)})
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda f: {"tokens": f["tokens"][:1]}, r"tokens must be \[2, T\], got \[1, 5\]"),
-        (lambda f: {"tokens": f["tokens"][0]}, r"tokens must be \[2, T\], got \[5\]"),
-        (lambda f: {"parents": f["parents"][:, :4]}, r"parents must be \[2, 5\], got \[2, 4\]"),
-        (lambda f: {"tokens": f["tokens"].long()}, "tokens must be int32, got torch.int64"),
-        (lambda f: {"parents": f["parents"].to("meta")}, "parents must be on cpu, got meta"),
-        (lambda f: {"n_nodes": f["n_nodes"][:1]}, r"n_nodes must be \[2\], got \[1\]"),
-        (lambda f: {"nodes": 6}, "nodes must be 1..5, got 6"),
-        (lambda f: {"nodes": 0}, "nodes must be 1..5, got 0"),
-        (lambda f: {"tokens": f["tokens"] + 1}, "node 0 must be the last token of every sequence"),
-        (lambda f: {"tokens": f["tokens"].index_fill(1, torch.tensor([4]), 97)}, r"0\.\.96, in padding too"),
-        (lambda f: {"tokens": f["tokens"].index_fill(1, torch.tensor([4]), -1)}, r"0\.\.96, in padding too"),
-        (lambda f: {"tokens": f["tokens"].new_zeros(2, 257)}, r"1\.\.256 rows per sequence, got 257"),
-    ],
-)
-def test_proposals_that_are_none_are_refused(change, words, model, prompts):
-    with (
-        tokops.patch(model, Speculate(lambda model: Wrong(change))),
-        pytest.raises(ValueError, match="Wrong: .*" + words),
-    ):
-        model.generate(**prompts, **GREEDY)
-
-
-def test_a_drafter_that_proposes_nothing_is_refused(model, prompts):
-    class Silent(Odd):
-        def propose(self, session):
-            return None
-
-    with (
-        tokops.patch(model, Speculate(lambda model: Silent())),
-        pytest.raises(TypeError, match="Silent: propose must return a Proposal, got NoneType"),
-    ):
-        model.generate(**prompts, **GREEDY)
-
-
-def test_parents_that_come_late_are_refused(model, prompts):
-    late = Wrong(lambda f: {"parents": f["parents"].index_fill(1, torch.tensor([1]), 3)})
-    with (
-        tokops.patch(model, Speculate(lambda model: late)),
-        pytest.raises(RuntimeError, match="tree_build: parents"),
-    ):
-        model.generate(**prompts, **GREEDY)
 
 
 # ---- Beside methods of other slots.

@@ -334,7 +334,9 @@ def _refuse(method, input_ids, processors, config, streamer, kwargs) -> None:
     if kwargs.get("inputs_embeds") is not None or not input_ids.shape[1]:
         raise NotImplementedError(f"{name} drafts tokens from tokens and does not support inputs_embeds")
     if config.do_sample and method.mode == "greedy":
-        raise ValueError(f"{name}: verify greedy goes with do_sample=False, got do_sample=True: use target_only")
+        raise ValueError(
+            f"{name}: verify greedy goes with do_sample=False, got do_sample=True: use target_only"
+        )
     for processor in processors:
         if isinstance(processor, _STATEFUL):
             raise NotImplementedError(
