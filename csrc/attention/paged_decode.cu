@@ -249,7 +249,7 @@ void run_merge(const Plan& plan, const Queue& q) {
     if (plan.splits > kFewSplits)
       launch(merge_kernel<T>, dim3(unsigned(rows)), dim3(kMergeThreads), 0, q, plan);
     else
-      launch_as(Start::early, merge_few_kernel<T>, dim3(unsigned((rows + kWarps - 1) / kWarps)),
+      launch_as(Start::early, 1, merge_few_kernel<T>, dim3(unsigned((rows + kWarps - 1) / kWarps)),
                 dim3(kThreads), 0, q, plan, rows);
   });
 }

@@ -30,8 +30,8 @@ inline void check_launch(const char* op) { check_cuda(cudaGetLastError(), op); }
 // writes.
 enum class Start { in_order, early };
 
-// Whether the code that this device runs of a kernel was made with ptx::wait_for_last in it.
-inline bool can_start_early(const void* kernel) {
+// Whether the code that this device runs of a kernel was made for compute capability 9.0 or more.
+inline bool made_for_hopper(const void* kernel) {
 #if defined(TOKOPS_CUDA_SIM_KERNEL)
   return kernel == nullptr;
 #else
@@ -43,29 +43,40 @@ inline bool can_start_early(const void* kernel) {
 
 // kernel<<<grid, block, shared, stream(q)>>>(args...): `shared` counts dynamic bytes, any amount
 // the device has.
+// `cluster` blocks in a row along x form a cluster.
 template <class... P, class... A>
-void launch_as(Start start, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
-               const Queue& q, A&&... args) {
+void launch_as(Start start, unsigned cluster, void (*kernel)(P...), dim3 grid, dim3 block,
+               size_t shared, const Queue& q, A&&... args) {
   std::tuple<P...> values(static_cast<P>(std::forward<A>(args))...);
 #if defined(TOKOPS_CUDA_SIM_KERNEL)
   (void)q;
   (void)start;
+  (void)cluster;
   sim::run(grid, block, shared, [&] { std::apply(kernel, values); });
 #else
   const void* f = reinterpret_cast<const void*>(kernel);
   if (shared > 48 * 1024)
     check_cuda(cudaFuncSetAttribute(f, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
                "launch");
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2]{};
+  unsigned count = 0;
+  if (start == Start::early && made_for_hopper(f)) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = cluster;
+    attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
+    ++count;
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared;
   config.stream = stream(q);
-  config.attrs = &early;
-  config.numAttrs = start == Start::early && can_start_early(f) ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   std::apply(
       [&](P&... v) {
         void* pointers[] = {const_cast<void*>(static_cast<const void*>(&v))..., nullptr};
@@ -77,7 +88,7 @@ void launch_as(Start start, void (*kernel)(P...), dim3 grid, dim3 block, size_t 
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, const Queue& q,
             A&&... args) {
-  launch_as(Start::in_order, kernel, grid, block, shared, q, std::forward<A>(args)...);
+  launch_as(Start::in_order, 1, kernel, grid, block, shared, q, std::forward<A>(args)...);
 }
 
 template <class T>

@@ -50,6 +50,39 @@ __device__ __forceinline__ void wait_for_last() {
 #endif
 }
 
+// ---- Clusters of blocks that read each other's shared memory, from compute capability 9.0 on. The
+// simulator has none: there a cluster is one block. ----
+
+__device__ __forceinline__ int cluster_rank() {
+#if !defined(TOKOPS_CUDA_SIM_KERNEL) && __CUDA_ARCH__ >= 900
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return int(rank);
+#else
+  return 0;
+#endif
+}
+// A barrier of all threads of the cluster; what was written before it is seen after it.
+__device__ __forceinline__ void cluster_sync() {
+#if !defined(TOKOPS_CUDA_SIM_KERNEL) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+#else
+  __syncthreads();
+#endif
+}
+// The same variable of shared memory in the block of that rank.
+template <class T>
+__device__ __forceinline__ T* of_rank(T* x, int rank) {
+#if !defined(TOKOPS_CUDA_SIM_KERNEL) && __CUDA_ARCH__ >= 900
+  uint64_t at;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(at) : "l"(reinterpret_cast<uint64_t>(x)), "r"(rank));
+  return reinterpret_cast<T*>(at);
+#else
+  (void)rank;
+  return x;
+#endif
+}
+
 // ---- Asynchronous copies, global to shared. They land at cp_async_wait, not before. ----
 
 // Copies Bytes (4, 8 or 16, both addresses aligned to it); where `real` is false, writes zeros and

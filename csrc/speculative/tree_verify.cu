@@ -13,7 +13,13 @@ void tree_verify(const TreeVerify& p, const Queue& q) {
   }
   if (!p.logits) return launch_walk<RowOf<float, true>, Part::simple>(p, q);
   dispatch<float, __half, __nv_bfloat16>(p.dtype, "tree_verify", [&](auto tag) {
-    launch_walk<RowOf<typename decltype(tag)::type, false>, Part::simple>(p, q);
+    using Row = RowOf<typename decltype(tag)::type, false>;
+    const auto one = tree_verify_kernel<Row, Part::simple>;
+    const auto cluster = tree_verify_kernel<Row, Part::simple, kClusterBlocks>;
+    const bool many = wants_cluster(reinterpret_cast<const void*>(cluster), p.B, p.V);
+    const unsigned blocks = many ? kClusterBlocks : 1;
+    launch_as(Start::in_order, blocks, many ? cluster : one, dim3(unsigned(p.B) * blocks),
+              dim3(kLawThreads), 0, q, p);
   });
 }
 

@@ -2,7 +2,9 @@
 // tree_verify.walk.h.
 #pragma once
 #include "common/row_law.cuh"
-#include "speculative/tree_verify.walk.h"
+#include "speculative/tree_verify.blocks.h"
+#include "speculative/tree_verify.kseq.h"
+#include "speculative/tree_verify.lantern.h"
 
 namespace tokops {
 
@@ -50,20 +52,22 @@ struct AnyRow {
 
 // One request's rows, one block; see tree_verify.walk.h. Weights are made anew from logits in every
 // pass: a row is read a few times, from the L2 cache after the first.
-template <class Source>
+template <class Source, int kBlocks>
 struct BlockRows {
   const TreeVerify& p;
   VerifyShared& s;
+  LawTeam<kBlocks> team;
   int b;
   Source row;
   RowLaw law;
   double row_mass = 1;
   int read = 0;
 
-  __device__ BlockRows(const TreeVerify& p_, VerifyShared& s_, int b_) : p(p_), s(s_), b(b_) {}
+  __device__ BlockRows(const TreeVerify& p_, VerifyShared& s_, int b_)
+      : p(p_), s(s_), team(s_.law, p_.V), b(b_) {}
 
-  __device__ static bool leads() { return threadIdx.x == 0; }
-  __device__ static void sync() { __syncthreads(); }
+  __device__ static bool leads() { return LawTeam<kBlocks>::leads(); }
+  __device__ static void sync() { LawTeam<kBlocks>::sync(); }
 
   __device__ bool open(int node) {
     ++read;
@@ -72,8 +76,7 @@ struct BlockRows {
     LawSettings set = p.settings;
     if (p.mode == Verify::lantern && set.temperature == 0) set = {1, 1, 0, 0};
     const Source from = row;
-    const unsigned long long all =
-        weigh_row(s.law, &law, p.V, set, [&](int x) { return from.logit(x); });
+    const unsigned long long all = team.weigh(&law, set, [&](int x) { return from.logit(x); });
     row_mass = exact::mul(double(all), exact::kUnit);
     return all != 0;
   }
@@ -90,21 +93,20 @@ struct BlockRows {
   __device__ int largest(int node) {
     ++read;
     const Source from(p, b, node);
-    const Largest high = largest_logit(s.law, p.V, [&](int x) { return from.logit(x); });
+    const Largest high = team.largest([&](int x) { return from.logit(x); });
     return high.key > kKeyOfMinusInf ? high.token : -1;
   }
 
   template <class F>
   __device__ uint64_t total(const F& f) {
-    return sum_tiles(s.law, p.V, [&](int x) -> unsigned long long { return exact::fixed(f(x)); });
+    return team.sum_tiles([&](int x) -> unsigned long long { return exact::fixed(f(x)); });
   }
   template <class F>
   __device__ int find(uint64_t t, const F& f) {
-    return find_token(s.law, p.V, t,
-                      [&](int x) -> unsigned long long { return exact::fixed(f(x)); });
+    return team.find(t, [&](int x) -> unsigned long long { return exact::fixed(f(x)); });
   }
   __device__ uint64_t discount(int x, uint64_t w) {
-    if (leads()) s.law.tiles[x / kSumTile] -= w;
+    team.discount(x, w);
     return w;
   }
 
@@ -118,7 +120,7 @@ struct BlockRows {
       r[x] = f(x, r[x]);
       own += exact::fixed(r[x]);
     }
-    return block_sum(s.law, own);
+    return team.sum(own);
   }
 
   __device__ uint8_t* marks() const { return p.marks + int64_t(b) * p.V; }
@@ -179,13 +181,15 @@ struct BlockRows {
   }
 };
 
-template <class Source, Part kPart>
+template <class Source, Part kPart, int kBlocks = 1>
 __global__ void __launch_bounds__(kLawThreads) tree_verify_kernel(TreeVerify p) {
   __shared__ VerifyShared s;
-  const int b = blockIdx.x;
-  BlockRows<Source> rows(p, s, b);
-  Walk<BlockRows<Source>, kPart>(p, rows, b).run();
-  if (threadIdx.x == 0) p.rows_read[b] = rows.read;
+  const int b = blockIdx.x / kBlocks;
+  BlockRows<Source, kBlocks> rows(p, s, b);
+  Walk<BlockRows<Source, kBlocks>, kPart>(p, rows, b).run();
+  if (rows.leads()) p.rows_read[b] = rows.read;
+  if constexpr (kBlocks > 1)
+    rows.sync();  // no block leaves while others may read its shared memory
 }
 
 template <class Source, Part kPart>

@@ -1,6 +1,8 @@
 #include "common/isa.h"
 #include "common/row_law_cpu.h"
-#include "speculative/tree_verify.walk.h"
+#include "speculative/tree_verify.blocks.h"
+#include "speculative/tree_verify.kseq.h"
+#include "speculative/tree_verify.lantern.h"
 
 namespace tokops {
 namespace {
