@@ -1,7 +1,7 @@
 """Tree speculation: a drafter proposes token trees, the model verifies them in one forward."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from ..speculative import DRAFT_MODES, DYNAMIC_VERIFY, VERIFY_MODES, Eagle2Tree, LatencyTable
@@ -129,9 +129,23 @@ class Speculate(Method):
         made: Callable[[Any], Any] | None = self.draft if _is_factory(self.draft) else None
         return made(model) if made is not None else None
 
+    def __eq__(self, other: object) -> bool:
+        """Same class and same options; models, drafters and tensors are the same if they are one object."""
+        if type(self) is not type(other):
+            return False
+        return all(_same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+
+    def __hash__(self) -> int:
+        return hash(self.describe())
+
     def describe(self) -> str:
         draft = self.draft if isinstance(self.draft, str) else type(self.draft).__name__
         return f"{type(self).__name__}(draft={draft}, verify={self.mode}, nodes={self.nodes})"
+
+
+def _same(a: Any, b: Any) -> bool:
+    plain = (str, int, float, tuple, type(None), LatencyTable)
+    return a is b or (isinstance(a, plain) and isinstance(b, plain) and a == b)
 
 
 def _is_factory(draft: Any) -> bool:

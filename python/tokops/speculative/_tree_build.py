@@ -9,12 +9,12 @@ from torch import Tensor
 from .._check import check_tensor, refuse_unless
 from .._native import checked, op
 
-__all__ = ["Tree", "parents_from_eagle", "retrieve_index", "tree_build"]
+__all__ = ["TreeLinks", "parents_from_eagle", "retrieve_index", "tree_build"]
 
 _MOST = 1024
 
 
-class Tree(NamedTuple):
+class TreeLinks(NamedTuple):
     """Trees of a batch. Node 0 is the root, the last committed token; a parent stands before its children.
 
     Attributes:
@@ -86,7 +86,7 @@ def _(parents):
     return _empty(parents)
 
 
-def tree_build(parents: Tensor, *, max_depth: int | None = None) -> Tree:
+def tree_build(parents: Tensor, *, max_depth: int | None = None) -> TreeLinks:
     """Link the nodes of draft trees (layouts: SpecInfer, Medusa; arXiv 2305.09781, 2401.10774).
 
     Args:
@@ -108,8 +108,8 @@ def tree_build(parents: Tensor, *, max_depth: int | None = None) -> Tree:
     if parents.is_cuda and looks:
         _check(parents)
         _check_values(parents)
-    links = torch.ops.tokops.tree_build.default(parents)
-    deepest = int(links[2].max()) if looks and parents.numel() else parents.shape[1] - 1
+    first, following, depth, words = torch.ops.tokops.tree_build.default(parents)
+    deepest = int(depth.max()) if looks and parents.numel() else parents.shape[1] - 1
     if max_depth is not None:
         refuse_unless(
             not looks or deepest <= max_depth,
@@ -117,7 +117,7 @@ def tree_build(parents: Tensor, *, max_depth: int | None = None) -> Tree:
             f"no node may be deeper than max_depth {max_depth}, got one of depth {deepest}",
         )
         deepest = max_depth
-    return Tree(parents, *links, deepest)
+    return TreeLinks(parents, first, following, depth, words, deepest)
 
 
 def parents_from_eagle(parent_list: Tensor, selected_index: Tensor, branch: int) -> Tensor:
@@ -161,7 +161,7 @@ def parents_from_eagle(parent_list: Tensor, selected_index: Tensor, branch: int)
     return parents
 
 
-def retrieve_index(tree: Tree) -> Tensor:
+def retrieve_index(tree: TreeLinks) -> Tensor:
     """Paths from the root to every leaf, as Medusa and EAGLE have them: ``[B, leaves, D + 1]`` int32, -1 padded.
 
     Args:

@@ -9,7 +9,7 @@ from .. import _exact
 from .._check import FLOATS, check_shape, check_tensor, refuse_unless
 from .._native import checked, op
 from ..sampling import Sampling, draw
-from ._tree_build import Tree, random_parents, tree_build
+from ._tree_build import TreeLinks, random_parents, tree_build
 from .walk import FaultyRow, Request, Walk
 
 __all__ = ["DRAFT_MODES", "LOSSLESS_MODES", "VERIFY_MODES", "tree_verify"]
@@ -264,7 +264,7 @@ def _(
 def tree_verify(
     mode: str,
     tokens: Tensor,
-    tree: Tree,
+    tree: TreeLinks,
     logits: Tensor | None = None,
     probs: Tensor | None = None,
     draft_probs: Tensor | None = None,

@@ -110,8 +110,10 @@ class Walk:
             return child
         return self._emit(self._draw(q))
 
-    def _emit(self, token: int) -> None:
+    def _emit(self, token: int) -> int | None:
+        """Decide the last token; no child is accepted then."""
         self.out.append(token)
+        return None
 
     def _accept(self, node: int) -> None:
         self.out.append(self.r.tokens[node])
@@ -197,11 +199,12 @@ class Walk:
             kept = [(slot, c) for slot, c in alive if self.r.tokens[c] == token]
             if not kept:
                 self._retrace()
-                return self._emit(token)
+                self._emit(token)
+                return
             self._accept(kept[0][1])
             alive = [(slot, self.r.children[c][0]) for slot, c in kept if self.r.children[c]]
         self._retrace()
-        return self._bonus()
+        self._bonus()
 
     def _retrace(self) -> None:
         """The nodes accepted so far agree with the survivors, but need not be above the last of them."""
@@ -220,14 +223,14 @@ class Walk:
                 return x
         high = q.double() >= rho * m * p.double()
         beta = _beta(int(fixed(p)[high].sum()), int(fixed(q)[~high].sum()), rho, m)
-        c = (1 - _none(beta, k)) / beta if beta > 0 else 1.0
+        share = (1 - _none(beta, k)) / beta if beta > 0 else 1.0
         _refuse(
-            self.r.rho is None or (rho >= 1 and c <= rho * (1 + 1e-6)),
+            self.r.rho is None or (rho >= 1 and share <= rho * (1 + 1e-6)),
             "rho must be at least 1 and such that no residual is negative",
             self.cur,
         )
-        below = f32(1 - c / rho) if c < rho else 0.0
-        left = torch.where(high, (q - f32(c * m) * p).clamp_min(0), q * below)
+        below = f32(1 - share / rho) if share < rho else 0.0
+        left = torch.where(high, (q - f32(share * m) * p).clamp_min(0), q * below)
         return self._draw(left if fixed(left).any() else q)
 
     def chain_block(self) -> None:
@@ -238,7 +241,8 @@ class Walk:
             node = self.r.children[node][0]
             chain.append(node)
         if not chain:
-            return self._bonus()
+            self._bonus()
+            return
         reach, kept, tau = 1.0, 1.0, 0
         q, m = self._open(0)
         for i, c in enumerate(chain):
@@ -249,17 +253,18 @@ class Walk:
             passing = reach
             if c != chain[-1]:
                 q, m = self._open(c)
-                left = int(fixed(self._excess(q, m, self._open_draft(chain[i + 1]), reach)).sum()) / ONE
-                passing = left / (left + 1 - reach) if left + 1 - reach > 0 else 1.0
+                over = int(fixed(self._excess(q, m, self._open_draft(chain[i + 1]), reach)).sum()) / ONE
+                passing = over / (over + 1 - reach) if over + 1 - reach > 0 else 1.0
             if self.r.random.uniform(self.r.position + i, 0, Use.ACCEPT) < passing:
                 tau, kept = i + 1, reach
         for c in chain[:tau]:
             self._accept(c)
         if tau == len(chain):
-            return self._bonus()
+            self._bonus()
+            return
         q, m = self._open(self.cur)
         left = self._excess(q, m, self._open_draft(chain[tau]), kept)
-        return self._emit(self._draw(left if fixed(left).any() else q))
+        self._emit(self._draw(left if fixed(left).any() else q))
 
     @staticmethod
     def _excess(q: Tensor, m: float, p: Tensor, reach: float) -> Tensor:
@@ -379,19 +384,22 @@ class Walk:
     def _bonus(self) -> None:
         """The token behind a leaf."""
         if self.r.mode == "greedy" or (self.r.mode == "lantern" and self.r.greedy):
-            return self._emit(self._largest(self.cur))
-        return self._emit(self._draw(self._open(self.cur)[0], Use.PLAIN if self.r.match_plain else Use.FINAL))
+            self._emit(self._largest(self.cur))
+        else:
+            use = Use.PLAIN if self.r.match_plain else Use.FINAL
+            self._emit(self._draw(self._open(self.cur)[0], use))
 
     def run(self) -> None:
         """Fill ``path`` and ``out``."""
         if self.r.mode in ("kseq", "chain_block", "typical"):
-            return getattr(self, self.r.mode)()
+            getattr(self, self.r.mode)()
+            return
         while self.r.children[self.cur]:
             child = getattr(self, self.r.mode)()
             if child is None:
-                return None
+                return
             self._accept(child)
-        return self._bonus()
+        self._bonus()
 
 
 class FaultyRow(Exception):
