@@ -26,7 +26,7 @@ def run(*arguments: str, **environment: str | None) -> str:
 def test_every_module_is_a_command():
     listed = run("--help")
     for module in pkgutil.iter_modules(commands.__path__):
-        assert f" {module.name} " in listed
+        assert f" {module.name.replace('_', '-')} " in listed
 
 
 def test_info_names_every_op_and_why():

@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "common/backend.h"
+#include "common/keys.h"
 
 namespace tokops {
 
@@ -23,16 +24,6 @@ void topk_positions(const TopkPositions& p,
                     const Queue& q);  // topk_positions.isa.cpp on the CPU, .cu on CUDA
 
 namespace {  // headers of .isa.cpp files must not emit shared symbols
-
-constexpr int32_t kKeyOfNan = INT32_MIN;
-constexpr int32_t kKeyOfMinusInf = -0x7f800000;
-
-// Order-preserving integer of a float's bits: -0 and +0 are one key, NaN is below -inf.
-constexpr int32_t score_key(int32_t bits) {
-  const int32_t magnitude = bits & INT32_MAX, sign = bits >> 31;
-  const int32_t nan = -int32_t(magnitude > 0x7f800000);  // no branches: signs are random
-  return (((magnitude ^ sign) - sign) & ~nan) | (kKeyOfNan & nan);
-}
 
 // Smallest key a row selects. A NaN threshold is INT32_MAX, which no score has.
 constexpr int32_t floor_key(int32_t threshold_bits) {

@@ -20,6 +20,7 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("reorder"), st.lists(st.integers(0, 7), min_size=1, max_size=4)),
     st.tuples(st.just("repeat"), st.integers(1, 3)),
     st.tuples(st.just("keep"), st.lists(st.booleans(), min_size=8, max_size=8)),
+    st.tuples(st.just("join"), st.integers(1, 30)),
     st.tuples(st.just("unshare"), st.none()),
     st.tuples(st.just("copy"), st.none()),
     st.tuples(st.just("reset"), st.none()),
@@ -50,13 +51,14 @@ def test_sequences_read_back_their_own_tokens(run, operations, batch):
     clock = 0
     model = [torch.zeros(0, 2, 2, 4) for _ in range(batch)]  # of every sequence: tokens, layers, heads, dim
 
-    def new_tokens(count):
+    def new_tokens(count, into=None, rows=None):
         nonlocal clock
         clock += 1
-        new = torch.arange(2 * len(model) * count * 8).view(len(model), count, 2, 2, 4) + 1000.0 * clock
+        into, rows = into or cache, rows or len(model)
+        new = torch.arange(2 * rows * count * 8).view(rows, count, 2, 2, 4) + 10_000.0 * clock
         for layer in range(2):
             k = new[:, :, layer].transpose(1, 2)
-            cache.update(k, -k, layer)
+            into.update(k, -k, layer)
         return new
 
     for name, value in [("append", 3), *operations]:
@@ -92,9 +94,17 @@ def test_sequences_read_back_their_own_tokens(run, operations, batch):
             mask = torch.tensor([*value, *[True] * sequences][:sequences]) | (torch.arange(sequences) == 0)
             cache.batch_select_indices(mask)
             model = [text for text, stays in zip(model, mask.tolist(), strict=True) if stays]
+        elif name == "join" and sequences < 4 and max(map(len, model)):
+            other = run.new_cache()
+            texts = list(new_tokens(value, other, 1 + value % 2))
+            other.batch_repeat_interleave(1 + value % 3)
+            cache.join(other)
+            model += [text for text in texts for _ in range(1 + value % 3)]
+            check_books(other.layers[0].table)
         elif name == "unshare":
             cache.unshare()
-            assert cache.layers[0].table.pages_in_use == cache.layers[0].table.pages.size
+            table = cache.layers[0].table
+            assert table.pages_in_use == (table.pages >= 0).sum()
         elif name == "copy":
             cache = copy.deepcopy(cache)
         elif name == "reset":
@@ -115,6 +125,8 @@ def test_sequences_read_back_their_own_tokens(run, operations, batch):
         tokens = {x.item() for text in model for x in text[:, 0, 0, 0]}
         assert len(tokens) <= table.live_tokens() <= sum(lengths)
         assert table.full_bytes() == sum(lengths) * table.token_bytes
+        held = (table.pages >= 0).sum(1) * table.size
+        assert all(length <= own for length, own in zip(lengths, held, strict=True))
 
 
 @settings(max_examples=100, deadline=None)

@@ -254,3 +254,19 @@ def test_tokops_imports_without_transformers():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.splitlines() == ["512", "tokops.patch needs transformers: pip install 'tokops[hf]'"]
+
+
+def test_one_method_has_a_decoding_loop_of_its_own(tiny):
+    class Looping(Dense):
+        slots = ("draft",)
+        loop = "decoding"
+
+    method = TidalDecode(budget=6, reselect_layer=3, correction_period=5)
+    with pytest.raises(ValueError, match="TidalDecode and Looping clash: both have a decoding loop"):
+        tokops.patch(tiny("llama"), method, Looping())
+    model = tiny("llama")
+    ids = torch.arange(3, 12)[None]
+    with tokops.patch(model, method):
+        for name, value in {"use_cache": False, "num_beams": 2, "output_scores": True}.items():
+            with pytest.raises(NotImplementedError, match=f"TidalDecode has a decoding loop .* {name}"):
+                model.generate(ids, max_new_tokens=2, return_dict_in_generate=True, **{name: value})

@@ -28,11 +28,13 @@ Peers = dict[str, Callable[[], object]]
 class Bar:
     """``time of against / time of ours`` has to reach ``least``.
 
-    ``against`` names an opponent, or is "floor" or "fastest torch" (the fastest dense formulation in torch).
+    ``against`` names an opponent, or is "floor" or "fastest torch" (the fastest dense formulation in torch). With
+    ``seconds`` it is the name of that fixed time.
     """
 
     against: str
     least: float
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)

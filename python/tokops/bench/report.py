@@ -31,8 +31,8 @@ def table(rows: Sequence[Row], family: str = "attention") -> Table:
         out.add_row(
             row.label,
             _time(row.seconds),
-            f"{row.rate:.1f}",
-            f"{row.of_floor:.0%}",
+            f"{row.rate:.1f}" if row.read_bytes else "",
+            f"{row.of_floor:.0%}" if row.read_bytes else "",
             peers,
             bars,
             end_section=True,
@@ -47,7 +47,7 @@ def picture(rows: Sequence[Row], path: pathlib.Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [row for row in rows if not row.label.startswith("topk")]
+    rows = [row for row in rows if row.read_bytes and not row.label.startswith("topk")]
     figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.45 * len(rows)), layout="constrained")
     at = range(len(rows))
     theirs = [[t for name, t in row.peers.items() if not name.startswith("our ")] for row in rows]

@@ -1,16 +1,16 @@
 """Runs cases and turns their times into rows: ratios to the floor and to every opponent, and the bars."""
 
-import pathlib
-import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
+from torch import Tensor
 
 from tokops import _native
+from tokops._records import device_name
 
 from . import opponents
-from .attention import Case
+from .attention import Bar, Case, Workload
 from .floor import bytes_moved, read_passes
 from .timing import interleaved, medians, stopwatch
 
@@ -36,9 +36,9 @@ class Row:
     Attributes:
         label: the case.
         seconds: median time of ours.
-        floor_seconds: median time of the fastest pass that reads the same bytes.
-        floor_by: the torch op that this pass uses.
-        read_bytes: bytes that the op has to read.
+        floor_seconds: median time of the fastest pass that reads the same bytes; 0 where bytes are no measure.
+        floor_by: the torch op that this pass uses; "" where bytes are no measure.
+        read_bytes: bytes that the op has to read; 0 where they are no measure.
         peers: median seconds by opponent.
         verdicts: the bars.
     """
@@ -71,12 +71,27 @@ class Row:
         }
 
 
-def _reference(against: str, floor: float, peers: dict[str, float]) -> float | None:
-    if against == "floor":
+def _reference(bar: Bar, floor: float, peers: dict[str, float]) -> float | None:
+    if bar.seconds is not None:
+        return bar.seconds
+    if bar.against == "floor":
         return floor
-    if against == "fastest torch":
+    if bar.against == "fastest torch":
         return min(peers[name] for name in opponents.DENSE)
-    return peers.get(against)
+    return peers.get(bar.against)
+
+
+def _floor(work: Workload, taken: Mapping[tuple[str, str], float]) -> tuple[float, str]:
+    """Seconds of the fastest pass over what is read, and the torch op that it uses."""
+    passes = {name: seconds for (kind, name), seconds in taken.items() if kind == "floor"}
+    if not passes:
+        return 0.0, ""
+    by = min(passes, key=lambda name: passes[name])
+    return passes[by] * work.fraction * _size(work.reads) / bytes_moved(work.reads), by
+
+
+def _size(tensors: Sequence[Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def measure(
@@ -94,37 +109,26 @@ def measure(
     """
     work = case.build()
     work.check()
-    reads = read_passes(work.reads)
-    calls = {("ours", ""): work.ours}
+    reads = read_passes(work.reads) if work.reads else {}
+    calls: dict[tuple[str, str], Callable[[], object]] = {("ours", ""): work.ours}
     calls |= {("peer", name): call for name, call in work.peers.items()}
     calls |= {("floor", name): call for name, call in reads.items()}
     taken = medians(interleaved(calls, rounds=rounds, seconds=seconds, watch=stopwatch(device), tick=tick))
     peers = {name: taken["peer", name] for name in work.peers}
-    floor_by = min(reads, key=lambda name: taken["floor", name])
-    size = sum(x.numel() * x.element_size() for x in work.reads)
-    floor = taken["floor", floor_by] * work.fraction * size / bytes_moved(work.reads)
+    floor, floor_by = _floor(work, taken)
     ours = taken["ours", ""]
     verdicts = []
     for bar in case.bars:
-        reference = _reference(bar.against, floor, peers)
+        reference = _reference(bar, floor, peers)
         if reference is not None:
             verdicts.append(Verdict(bar.against, reference / ours, bar.least))
-    return Row(case.label, ours, floor, floor_by, round(size * work.fraction), peers, verdicts)
-
-
-def _processor() -> str:
-    """The CPU's name, where the system tells."""
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return Row(case.label, ours, floor, floor_by, round(_size(work.reads) * work.fraction), peers, verdicts)
 
 
 def machine(device: str = "cpu") -> dict[str, str | int]:
     """What the numbers were measured on."""
-    cuda = torch.device(device).type == "cuda"
     return {
-        "device": torch.cuda.get_device_name() if cuda else _processor(),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,

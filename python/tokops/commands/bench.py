@@ -12,6 +12,7 @@ from rich.progress import Progress
 from tokops.bench import attention as attention_suite
 from tokops.bench import kvcache as kvcache_suite
 from tokops.bench import report, run
+from tokops.bench import speculative as speculative_suite
 from tokops.bench.attention import Case
 
 from .demo import stages
@@ -91,6 +92,14 @@ def kvcache(
 ) -> None:
     """Packed caches: int8 and int4 pages beside bf16, in GB/s of packed bytes, and the writing of them."""
     _suite("kvcache", kvcache_suite, quick, device, threads, only, out)
+
+
+@bench.command()
+def speculative(
+    quick: Quick = False, device: Device = "cpu", threads: Threads = 0, only: Only = "", out: Out = None
+) -> None:
+    """Speculation: trees verified, accepted rows moved, tokens drawn, drafts looked up, and the bar of every case."""
+    _suite("speculative", speculative_suite, quick, device, threads, only, out)
 
 
 @bench.command()

@@ -29,6 +29,20 @@ def demo(
         bool,
         typer.Option("--compose", help="Show a selection over packed stores instead: two methods at once."),
     ] = False,
+    speculate: Annotated[
+        bool,
+        typer.Option(
+            "--speculate",
+            help="Show speculation instead: tokens per call and per second on four kinds of text.",
+        ),
+    ] = False,
+    exactness: Annotated[
+        bool,
+        typer.Option(
+            "--exactness",
+            help="With --speculate: no speeds, but whether 20 prompts give the tokens of plain decoding.",
+        ),
+    ] = False,
     out: Annotated[pathlib.Path, typer.Option(help="Folder for JSON and picture.")] = pathlib.Path(
         "demo-out"
     ),
@@ -38,6 +52,11 @@ def demo(
     from tokops.bench.run import machine
     from tokops.hf.model import ModelError
 
+    if compose and speculate:
+        raise typer.BadParameter("--compose and --speculate show different things: give one of them")
+    if exactness and not speculate:
+        raise typer.BadParameter("--exactness goes with --speculate")
+    show = _exactness if exactness else _speculate if speculate else _compose if compose else _demo
     if threads:
         torch.set_num_threads(threads)
     begin, console = time.perf_counter(), Console()
@@ -45,7 +64,7 @@ def demo(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         try:
-            shown, wrote = (_compose if compose else _demo)(quick, out, stages(progress))
+            shown, wrote = show(quick, out, stages(progress))
         except ModelError as error:
             console.print(f"[red]{error}[/]", soft_wrap=True)
             raise typer.Exit(1) from error
@@ -86,6 +105,32 @@ def _compose(quick: bool, out: pathlib.Path, stage: Callable) -> tuple[list, lis
     result = compose.run(smollm2, tokenizer, long_text(), compose.QUICK if quick else compose.FULL, stage)
     write_json(result, machine(), out / "compose.json")
     return [compose.table(result)], [out / "compose.json"]
+
+
+def _speculate(quick: bool, out: pathlib.Path, stage: Callable) -> tuple[list, list[pathlib.Path]]:
+    """Speculation on several kinds of text: what to print, and the files that were written."""
+    from tokops.bench.run import machine
+    from tokops.demo import speculate, speculate_report
+    from tokops.hf import model
+
+    smollm2, tokenizer = model.load_smollm2(torch.float32)
+    result = speculate.run(smollm2, tokenizer, speculate.QUICK if quick else speculate.FULL, stage)
+    speculate_report.write_json(result, machine(), out / "speculate.json")
+    speculate_report.picture(result, out / "speculate.png")
+    said = [f"- {sentence}" for sentence in speculate_report.sentences(result)]
+    return [speculate_report.table(result), *said], [out / "speculate.json", out / "speculate.png"]
+
+
+def _exactness(quick: bool, out: pathlib.Path, stage: Callable) -> tuple[list, list[pathlib.Path]]:
+    """Tokens of speculation against plain decoding's: what to print, and the file that was written."""
+    from tokops.bench.run import machine
+    from tokops.demo import exactness
+    from tokops.hf import model
+
+    smollm2, tokenizer = model.load_smollm2(torch.float32)
+    result = exactness.run(smollm2, tokenizer, exactness.QUICK if quick else exactness.FULL, stage)
+    exactness.write_json(result, machine(), out / "exactness.json")
+    return [exactness.table(result), exactness.sentence(result)], [out / "exactness.json"]
 
 
 def register(app: typer.Typer) -> None:

@@ -13,7 +13,7 @@ from tokops.methods.base import SLOTS, Method
 def _options(method: type[Method]) -> str:
     """The constructor's arguments, as one would write them."""
     shown = []
-    for field in dataclasses.fields(method):
+    for field in (field for field in dataclasses.fields(method) if field.init):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         default = field.default if field.default is not dataclasses.MISSING else "..."
         shown.append(field.name if required else f"{field.name}={default!r}")

@@ -225,6 +225,10 @@ class PagedCache(Cache):
             layer.follow_keep(rows, held, most)
         state.nodes, state.draft = 0, None
 
+    def room(self) -> list[int] | None:
+        """How many tokens of every sequence may be kept before something is packed; None where nothing ever is."""
+        return None
+
     def _check_kept(self, rows, counts, nodes, device) -> int:
         batch = self.state.books[0].batch
         limit = nodes
@@ -308,6 +312,35 @@ class PagedCache(Cache):
             book.select(rows)
         for layer in self.layers:
             layer.select(rows)
+
+    def join(self, other: "PagedCache") -> None:
+        """Hold the sequences of another cache, too, behind those here; their lengths may differ.
+
+        Pages are copied over, those that sequences share once. The other cache stays as it is.
+
+        Args:
+            other: of the same run, with tokens in it, as here.
+
+        Raises:
+            TypeError: not a tokops cache.
+            ValueError: a cache of another run, or one of the two holds nothing.
+            NotImplementedError: a storing method keeps the tokens; only full-precision pages are joined.
+        """
+        if not isinstance(other, PagedCache):
+            raise TypeError(f"join: only a tokops cache can be joined, got {type(other).__name__}")
+        if other.state.plan is not self.state.plan or other.state.page_size != self.state.page_size:
+            raise ValueError("join: the other cache belongs to another tokops.patch")
+        if self.state.layout is not None:
+            raise NotImplementedError("join: caches with a storing method are not joined")
+        if not self.lengths or not other.lengths:
+            raise ValueError("join: both caches must hold tokens")
+        self.state.refuse_nodes()
+        other.state.refuse_nodes()
+        for window, table in self.state.tables.items():
+            pages = table.join(other.state.tables[window])
+            for mine, theirs in zip(self.layers, other.layers, strict=True):
+                if mine.window == window:
+                    mine.join(theirs, *pages)
 
     def unshare(self) -> None:
         """Give every sequence pages of its own, with copies of what they hold."""

@@ -1,4 +1,4 @@
-"""Decoding loops of our own, run through ``generate(custom_generate=...)``."""
+"""The decoding loop of cache correction, run through ``generate(custom_generate=...)``."""
 
 import torch
 from transformers.generation.utils import GenerateDecoderOnlyOutput
@@ -6,7 +6,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from .families import CACHE, given_cache
 
 
-class _Feed:
+class Feed:
     """Forwards of one generation: cuts inputs to what the cache lacks and keeps mask and positions in step."""
 
     def __init__(self, model, cache, mask, ids):
@@ -37,33 +37,26 @@ class _Feed:
         return out.logits[:, -1]
 
 
-def _refuse(generation_config):
-    for name in ("output_scores", "output_logits", "output_hidden_states"):
-        if getattr(generation_config, name, None):
-            raise NotImplementedError(
-                f"cache correction has a decoding loop of its own and does not support {name}"
-            )
-
-
-def corrected_loop(
+def generate_loop(
     model,
     input_ids,
     logits_processor,
     stopping_criteria,
     generation_config,
     *,
-    period,
+    run,
+    method,
     streamer=None,
+    tokenizer=None,
     **model_kwargs,
 ):
-    """Greedy decoding or sampling; every ``period`` tokens those since the last time run again as one dense chunk.
+    """Greedy decoding or sampling; every ``method.correction_period`` tokens the last ones run again as one chunk.
 
     The chunk overwrites the keys and values that sparse layers made slightly wrong. Tokens already given out stay.
     """
-    _refuse(generation_config)
     cache = given_cache(model_kwargs)
     cache.activate_past_recording()
-    feed = _Feed(model, cache, model_kwargs.get("attention_mask"), input_ids)
+    feed = Feed(model, cache, model_kwargs.get("attention_mask"), input_ids)
     prompt, chunk = cache.prompt_length, generation_config.prefill_chunk_size or cache.prompt_length
     for first in range(cache.get_seq_length(), prompt, chunk):
         logits = feed(input_ids, first, min(first + chunk, prompt))
@@ -84,7 +77,7 @@ def corrected_loop(
         if not bool(unfinished.any()):
             break
         length = cache.get_seq_length()
-        if length - corrected >= period:
+        if length - corrected >= method.correction_period:
             cache.crop(corrected - length)
             cache.prompt_length = length
             feed(input_ids, corrected, length)

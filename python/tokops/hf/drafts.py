@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._check import check_shape, check_tensor
-from ..attention import paged_gather_rows
+from ..speculative import kv_compact
 
 MAX_ROWS = 256  # per sequence, that one decoding call takes
 
@@ -63,7 +63,9 @@ def compact(layers: Sequence[Rows], nodes: int, rows: Tensor, counts: Tensor) ->
         rows: ``[B, n]`` int32, strictly ascending among the first ``counts[b]``.
         counts: ``[B]`` int32.
     """
-    bases: dict[int, Tensor] = {}  # layers share tensors of lengths
-    for k, v, table, ends in layers:
-        base = bases.setdefault(id(ends), ends - nodes)
-        paged_gather_rows(k, v, table, base, rows, counts=counts)
+    shared: dict[tuple[int, int], list[Rows]] = {}  # layers behind one table move together
+    for layer in layers:
+        shared.setdefault((id(layer.table), id(layer.ends)), []).append(layer)
+    for group in shared.values():
+        pools = [pool for layer in group for pool in (layer.k, layer.v)]
+        kv_compact(pools, group[0].table, group[0].ends - nodes, rows, counts=counts)

@@ -100,6 +100,16 @@ class PagedLayer(_Layer):
             self.k_pages[target] = self.k_pages[source]
             self.v_pages[target] = self.v_pages[source]
 
+    def join(self, other: "PagedLayer", source: Tensor, target: Tensor) -> None:
+        """Copy pages of another layer, after the table has joined the other's."""
+        self.follow()
+        assert self.k_pages is not None, "both layers hold tokens"
+        assert self.v_pages is not None, "both layers hold tokens"
+        source, target = source.to(self.device), target.to(self.device)
+        self.k_pages[target] = other.k_pages[source]
+        self.v_pages[target] = other.v_pages[source]
+        self.length = self.table.length
+
     def _grown(self, pages):
         pool = pages.new_empty(self.table.capacity, *pages.shape[1:])
         pool[: pages.shape[0]] = pages

@@ -1,12 +1,14 @@
 """``tokops.patch``: methods on one model instance, with an exact undo."""
 
 import functools
+import importlib
 import weakref
+
+from transformers import StoppingCriteriaList, StopStringCriteria
 
 from ..methods import SLOTS, Dense, Method
 from . import attention
 from .cache import PAGE_SIZE, PagedCache, Plan
-from .decoding import corrected_loop
 from .families import CACHE, check_model, given_cache, shape_of
 from .report import Counters, Report
 
@@ -47,6 +49,11 @@ class Run:
         cache = PagedCache(self.model.config, self._plan, self._page_size)
         cache.prompt_length = prompt_length
         return cache
+
+    @property
+    def counters(self) -> Counters:
+        """The running sums that reports are made of."""
+        return self._plan.counters
 
     def report(self) -> Report:
         """What decoding has read since the patch, and what the last cache holds."""
@@ -118,6 +125,11 @@ class Run:
         return args, kwargs
 
 
+def run_of(model) -> Run | None:
+    """The patch that is in force on a model, None if there is none."""
+    return _RUNS.get(model)
+
+
 def _implementations(config) -> dict:
     nested = {name: getattr(config, name) for name in config.sub_configs}
     return {
@@ -144,15 +156,37 @@ def _wrap_generate(run: Run, original):
         if cache is not None:
             run.check_cache(cache)
             cache.prompt_length = _prompt_length(inputs, kwargs, cache.get_seq_length())
-            period = max(method.correction_period for method in run.methods)
-            if period:
-                _refuse_correction(setting, kwargs)
-                kwargs["custom_generate"] = functools.partial(
-                    corrected_loop, period=period, streamer=kwargs.get("streamer")
-                )
+        looping = next((method for method in run.methods if method.loop is not None), None)
+        if looping is not None:
+            _refuse_beside_loop(looping, cache, setting, kwargs)
+            _stop_at_strings(kwargs)
+            kwargs["custom_generate"] = functools.partial(
+                _loop_of(looping),
+                run=run,
+                method=looping,
+                streamer=kwargs.get("streamer"),
+                tokenizer=kwargs.get("tokenizer"),
+            )
         return original(inputs, *args, **kwargs)
 
     return generate
+
+
+def _loop_of(method: Method):
+    """The decoding loop of a method, a callable for ``custom_generate``.
+
+    ``generate`` takes a streamer and a tokenizer for itself and does not pass them to such a callable.
+    """
+    return importlib.import_module(f".{method.loop}", __package__).generate_loop
+
+
+def _stop_at_strings(kwargs) -> None:
+    """Make ``stop_strings`` a criterion: ``generate`` loses the tokenizer on the way to a loop that is not its own."""
+    if kwargs.get("stop_strings") and kwargs.get("tokenizer") is not None:
+        criterion = StopStringCriteria(kwargs["tokenizer"], kwargs.pop("stop_strings"))
+        kwargs["stopping_criteria"] = StoppingCriteriaList(
+            [*(kwargs.get("stopping_criteria") or ()), criterion]
+        )
 
 
 def _refuse(setting) -> None:
@@ -168,16 +202,18 @@ def _refuse(setting) -> None:
         )
 
 
-def _refuse_correction(setting, kwargs) -> None:
+def _refuse_beside_loop(method: Method, cache, setting, kwargs) -> None:
     for name, active in (
+        ("use_cache=False", cache is None),
         ("num_beams", setting("num_beams", 1) > 1),
         ("prompt_lookup_num_tokens", bool(setting("prompt_lookup_num_tokens"))),
         ("assistant_model", kwargs.get("assistant_model") is not None),
         ("custom_generate", kwargs.get("custom_generate") is not None),
+        *((name, bool(setting(name))) for name in ("output_scores", "output_logits", "output_hidden_states")),
     ):
         if active:
             raise NotImplementedError(
-                f"cache correction has a decoding loop of its own and does not support {name}; use correction_period=0"
+                f"{type(method).__name__} has a decoding loop of its own and does not support {name}"
             )
 
 
@@ -255,6 +291,9 @@ def patch(model, *methods: Method, page_size: int = PAGE_SIZE) -> Run:
     resolved = tuple(method.resolve(shape) for method in methods)
     for method in resolved:
         method.new_layout(page_size, shape)  # refuses a page size that the store cannot have
+    looping = [type(m).__name__ for m in resolved if m.loop is not None]
+    if len(looping) > 1:
+        raise ValueError(f"{looping[0]} and {looping[1]} clash: both have a decoding loop of their own")
     if any(m.correction_period for m in resolved):
         other = [type(m).__name__ for m in resolved if "store" in m.slots and not isinstance(m, Dense)]
         if other:

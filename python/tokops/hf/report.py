@@ -26,6 +26,7 @@ class Report:
         kv_bytes_allocated: bytes of the pools.
         kv_bytes_full: bytes of all sequences' tokens in the model's dtype, nothing shared and nothing dropped.
         kv_bytes_read_per_token: cached bytes read per decoded token and sequence.
+        tokens_per_call: under speculation, tokens that a sequence got per verifying forward; else 1.
         notes: what the store of the last cache has found out and decided, a line each.
     """
 
@@ -40,6 +41,7 @@ class Report:
     kv_bytes_allocated: int
     kv_bytes_full: int
     kv_bytes_read_per_token: float
+    tokens_per_call: float
     notes: list[str]
 
     def to_dict(self) -> dict:
@@ -56,6 +58,11 @@ class Report:
                 f"bytes read per token   {self.kv_bytes_read_per_token:,.0f}",
                 f"bytes held             {self.kv_bytes:,} ({self.kv_bytes_allocated:,} allocated, "
                 f"{self.kv_bytes_full:,} if every sequence kept every token)",
+                *(
+                    [f"tokens per call        {self.tokens_per_call:.2f}"]
+                    if self.tokens_per_call != 1
+                    else []
+                ),
                 *self.notes,
             ]
         )
@@ -72,6 +79,13 @@ class Counters:
     keys_saved: float = 0.0
     values_saved: float = 0.0
     books: list = field(default_factory=list)
+    calls: int = 0
+    given: int = 0
+
+    def speculated(self, sequences: int, tokens: int) -> None:
+        """Count a verifying forward of so many unfinished sequences, and the tokens they got from it."""
+        self.calls += sequences
+        self.given += tokens
 
     def begin(self, state) -> None:
         """Count one forward of a cache as if it were dense."""
@@ -129,5 +143,6 @@ class Counters:
             kv_bytes_allocated=sum(book.allocated_bytes() for book in self.books),
             kv_bytes_full=sum(book.full_bytes() for book in self.books),
             kv_bytes_read_per_token=read / tokens * live / max(cells, 1),
+            tokens_per_call=self.given / self.calls if self.calls else 1.0,
             notes=[note for book in self.books for note in book.notes()],
         )

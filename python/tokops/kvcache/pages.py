@@ -13,8 +13,8 @@ class PageTable:
     A page may be held by several sequences. It is copied when one of them writes to it. All layers that keep the
     same tokens share one table; the pools belong to the layers, which follow ``capacity`` and ``copies``.
 
-    Every sequence has a length of its own and as many pages as the longest needs. Lengths drift apart only by
-    :meth:`keep`; ``length`` is the largest.
+    Every sequence has a length of its own and the pages that it needs. Lengths drift apart by :meth:`keep` and
+    :meth:`join`; ``length`` is the largest.
 
     Args:
         size: tokens per page.
@@ -104,8 +104,9 @@ class PageTable:
         have, need = self.pages.shape[1], -(-(self.length + tokens) // self.size)
         if tokens and self._shared:
             self._unshare_written(tokens)
-        if need > have:
-            self._extend(have, need, self.shortest + tokens)
+        first = self._widen(have, need, tokens) if need > have else have
+        if need > have or self.shortest < self.length:
+            self._fill(have, first, tokens)
         self.lengths += tokens
         self.length += tokens
         self.shortest += tokens
@@ -120,24 +121,39 @@ class PageTable:
         if self.reserve:
             self._grow(batch * -(-self.reserve // self.size))
 
-    def _extend(self, have, need, shortest):
+    def _widen(self, have, need, tokens):
+        """Have ``need`` columns; returns the first of the new ones that anybody will read."""
         first = have
         if self.window is not None and not self.keep_past:
-            first = min(max(have, self._behind(shortest)), need)
+            first = min(max(have, self._behind(self.shortest + tokens)), need)
             if (
                 first > have
             ):  # what lies between is behind the window already; older pages are still read once
                 self.skipped = max(0, first * self.size - self.length)
                 self._oldest = first
-        columns = np.full((self.batch, need - have), -1, np.int32)
-        fresh = np.array(self._take(self.batch * (need - first)), np.int32)
-        columns[:, first - have :] = fresh.reshape(self.batch, need - first)
-        self.pages = np.concatenate([self.pages, columns], 1)
-        if need > self._device.shape[1]:
-            self._device = self._device.new_zeros(self.batch, max(need, 2 * self._device.shape[1]))
-            have = 0
-        self._upload(have, need)
-        self.table = self._device[:, :need]
+        self._resize(self.batch, need)
+        return first
+
+    def _resize(self, batch, columns):
+        """Have room for so many sequences and columns; new entries hold no page."""
+        rows, have = self.pages.shape
+        self.pages = np.pad(self.pages, ((0, batch - rows), (0, columns - have)), constant_values=-1)
+        if batch > rows or columns > self._device.shape[1]:
+            width = max(columns, self._device.shape[1] if columns <= self._device.shape[1] else 2 * have)
+            self._device = self._device.new_zeros(batch, width)
+            self._upload(0, have)
+        self.table = self._device[:, :columns]
+
+    def _fill(self, have, first, tokens):
+        """Give every sequence pages for its new tokens; of the columns from ``have`` on those before ``first`` none."""
+        low, columns = self.shortest // self.size, self.pages.shape[1]
+        column = np.arange(low, columns)
+        own, end = -(-self.lengths // self.size), self.lengths + tokens
+        missing = (column >= own[:, None]) & (column * self.size < end[:, None])
+        missing &= (self.pages[:, low:] < 0) & ((column < have) | (column >= first))
+        if missing.any():
+            self.pages[:, low:][missing] = self._take(int(missing.sum()))
+            self._upload(low if missing[:, : max(have - low, 0)].any() else max(have, low), columns)
 
     def _behind(self, length):
         """Columns that nobody can read any more at a length, drafts taken back included."""
@@ -270,6 +286,31 @@ class PageTable:
         self._upload(0, self.pages.shape[1])
         self.table = self._device[:, : self.pages.shape[1]]
         self.copies = None
+
+    def join(self, other: "PageTable") -> tuple[Tensor, Tensor]:
+        """Hold the sequences of another table, too, behind those here.
+
+        Returns:
+            Pages, of the other pools and of these, whose tokens layers must copy over. The other table stays as it is.
+        """
+        assert self._device is not None, "both tables hold sequences"
+        assert self.seq_lens is not None, "both tables hold sequences"
+        held = other.pages >= 0
+        source = np.unique(other.pages[held])
+        target = np.array(self._take(len(source)), np.int32)
+        self._holders[target] = other._holders[source]
+        rows, columns = self.batch, max(self.pages.shape[1], other.pages.shape[1])
+        self._resize(rows + other.batch, columns)
+        self.pages[rows:, : held.shape[1]][held] = target[np.searchsorted(source, other.pages[held])]
+        self._upload(0, columns)
+        self.lengths = np.concatenate([self.lengths, other.lengths])
+        self._measure()
+        self._shared = self._shared or other._shared
+        self._released = min(self._released, other._released)
+        self._oldest = max(self._oldest, other._oldest)
+        self.seq_lens = torch.from_numpy(self.lengths.astype(np.int32)).to(self._device.device)
+        self.copies = None
+        return torch.from_numpy(source).long(), torch.from_numpy(target).long()
 
     def unshare(self) -> None:
         """Give every sequence pages of its own; layers must then follow ``copies``."""

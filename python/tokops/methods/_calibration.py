@@ -3,22 +3,11 @@
 import json
 import os
 import pathlib
-import sys
 
+from .._records import cache_folder, keep
 from .base import ModelShape
 
 _SHIPPED = pathlib.Path(__file__).parent.parent / "data" / "calibration"
-
-
-def default_folder() -> pathlib.Path:
-    """The user's cache folder for calibrations, by the platform's convention."""
-    if sys.platform == "win32":
-        base = pathlib.Path(os.environ.get("LOCALAPPDATA", pathlib.Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = pathlib.Path.home() / "Library" / "Caches"
-    else:
-        base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    return base / "tokops" / "calibration"
 
 
 def load(shape: ModelShape, folder: str | os.PathLike | None = None) -> dict | None:
@@ -30,7 +19,7 @@ def load(shape: ModelShape, folder: str | os.PathLike | None = None) -> dict | N
     Raises:
         ValueError: the file is there and is not what :func:`save` writes.
     """
-    folders = [pathlib.Path(folder)] if folder is not None else [default_folder(), _SHIPPED]
+    folders = [pathlib.Path(folder)] if folder is not None else [cache_folder("calibration"), _SHIPPED]
     for place in folders:
         path = place / f"{shape.digest}.json"
         if not path.exists():
@@ -52,12 +41,5 @@ def load(shape: ModelShape, folder: str | os.PathLike | None = None) -> dict | N
 
 def save(shape: ModelShape, record: dict, folder: str | os.PathLike | None = None) -> pathlib.Path:
     """Keep a record with at least ``select_layer`` and ``reselect_layers``; returns the file."""
-    place = default_folder() if folder is None else pathlib.Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
-    path = place / f"{shape.digest}.json"
-    records = json.loads(path.read_text()) if path.exists() else {}
-    records[shape.name] = record
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n")
-    partial.replace(path)
-    return path
+    place = cache_folder("calibration") if folder is None else pathlib.Path(folder)
+    return keep(place / f"{shape.digest}.json", shape.name, record)

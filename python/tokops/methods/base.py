@@ -102,6 +102,11 @@ class Method:
     #: or it would be the first field of a subclass that makes it one.
     correction_period = 0
 
+    @property
+    def loop(self) -> str | None:
+        """Module of ``tokops.hf`` whose ``generate_loop`` decodes under this method; None is transformers' own."""
+        return "decoding" if self.correction_period else None
+
     def resolve(self, shape: ModelShape) -> "Method":
         """This method with everything that depends on the model filled in.
 

@@ -1,0 +1,117 @@
+#include "speculative/kv_compact.h"
+
+#include "common/check.h"
+
+namespace tokops {
+namespace {
+
+using torch::stable::contiguous;
+
+constexpr const char* kOp = "kv_compact";
+
+// Whether two pools can be moved by one launch.
+bool alike(const Tensor& a, const Tensor& b) {
+  bool same = a.element_size() == b.element_size();
+  for (int64_t i = 0; i < 4; ++i)
+    same = same && a.size(i) == b.size(i) && a.stride(i) == b.stride(i);
+  return same;
+}
+
+void check_pool(const Tensor& pool, int64_t index, const Tensor& table, const Tensor& first) {
+  const auto name = [&] { return "pools[" + std::to_string(index) + "]"; };
+  STD_TORCH_CHECK(pool.dim() == 4, kOp, ": ", name(), " must have 4 dimensions, got ", pool.dim());
+  check_device(pool, table, kOp, name().c_str());
+  STD_TORCH_CHECK(pool.size(3) <= 1 || pool.stride(3) == 1, kOp, ": ", name(),
+                  " must have a contiguous last dimension");
+  const int64_t heads = table.dim() == 3 ? 1 : first.size(1);
+  STD_TORCH_CHECK(
+      pool.size(1) == heads && pool.size(2) == first.size(2) && pool.size(0) == first.size(0), kOp,
+      ": ", name(), " must be [N, H, P, D] with N ", first.size(0), ", H ", heads, ", P ",
+      first.size(2), ", got ", list_of(pool.sizes()));
+}
+
+// rows ascending from 0 up, base + rows inside the table, and its entries inside the pools.
+void check_values(const KvCompact& p) {
+  const int64_t cap = int64_t(p.pages) * p.P, heads = p.base_h ? p.H : 1;
+  for (int64_t b = 0; b < p.B; ++b) {
+    const int32_t* row = p.rows + b * p.n;
+    const int64_t live = p.counts ? p.counts[b] : p.n;
+    STD_TORCH_CHECK(live >= 0 && live <= p.n, kOp, ": counts must be 0..", p.n, ", got ", live,
+                    " for sequence ", b);
+    int64_t last = -1;
+    for (int64_t j = 0; j < live; last = row[j++])
+      STD_TORCH_CHECK(row[j] > last, kOp, ": rows must be strictly ascending from 0 up");
+    for (int64_t h = 0; h < heads; ++h) {
+      const int64_t base = p.base[b * p.base_b + h * p.base_h], end = base + last + 1;
+      STD_TORCH_CHECK(base >= 0 && end <= cap, kOp, ": base must be >= 0 and base + rows below ",
+                      cap, " (pages * page size), got base ", base, " for sequence ", b);
+      const int32_t* entry = p.table + b * p.table_b + h * p.table_h;
+      for (int64_t i = base / p.P; live && i * p.P < end; ++i)
+        STD_TORCH_CHECK(entry[i] >= 0 && entry[i] < p.pages_in_pool, kOp,
+                        ": block_table entries must be 0..", p.pages_in_pool - 1,
+                        " for pages in use, sequence ", b, " has others");
+    }
+  }
+}
+
+void kv_compact_op(const std::vector<Tensor>& pools, const Tensor& block_table, const Tensor& base,
+                   const Tensor& rows, const std::optional<Tensor>& counts) {
+  STD_TORCH_CHECK(block_table.dim() == 2 || block_table.dim() == 3, kOp,
+                  ": block_table must have 2 or 3 dimensions, got ", block_table.dim());
+  check_dtype(block_table, ScalarType::Int, kOp, "block_table");
+  const bool per_head = block_table.dim() == 3;
+  std::vector<int64_t> shape = shape_of(block_table);
+  shape.pop_back();
+  check_tensor(kOp, "base", base, int64_t(shape.size()), {ScalarType::Int}, block_table);
+  check_shape(kOp, "base", base, shape, "block_table's shape without its last axis");
+  check_tensor(kOp, "rows", rows, 2, {ScalarType::Int}, block_table);
+  STD_TORCH_CHECK(rows.size(0) == shape[0], kOp, ": rows must be [B, n] with B ", shape[0],
+                  ", got ", list_of(rows.sizes()));
+  if (counts) {
+    check_tensor(kOp, "counts", *counts, 1, {ScalarType::Int}, block_table);
+    check_shape(kOp, "counts", *counts, {shape[0]}, "[B]");
+  }
+  for (size_t i = 0; i < pools.size(); ++i)
+    check_pool(pools[i], int64_t(i), block_table, pools.front());
+  if (pools.empty()) return;
+  const Tensor table = contiguous(block_table), starts = contiguous(base), kept = contiguous(rows);
+  const auto live = contiguous_or_none(counts);
+  const int64_t pages = table.size(table.dim() - 1);
+  KvCompact p{};
+  p.table = static_cast<const int32_t*>(table.const_data_ptr());
+  p.H = int32_t(per_head ? shape[1] : pools.front().size(1));
+  p.table_b = per_head ? p.H * pages : pages;
+  p.table_h = per_head ? pages : 0;
+  p.base = static_cast<const int32_t*>(starts.const_data_ptr());
+  p.base_b = per_head ? p.H : 1;
+  p.base_h = per_head ? 1 : 0;
+  p.rows = static_cast<const int32_t*>(kept.const_data_ptr());
+  p.counts = data_or_null<int32_t>(live);
+  p.B = int32_t(shape[0]);
+  p.P = int32_t(pools.front().size(2));
+  p.pages = int32_t(pages);
+  p.n = int32_t(kept.size(1));
+  p.pages_in_pool = pools.front().size(0);
+  if (kOnHost) check_values(p);
+  if (kept.numel() == 0 || p.H == 0) return;
+  Launch launch(table);
+  for (size_t i = 0; i < pools.size();) {
+    const Tensor& like = pools[i];
+    const int64_t size = int64_t(like.element_size());
+    p.page = like.stride(0) * size;
+    p.head = per_head ? 0 : like.stride(1) * size;
+    p.slot = like.stride(2) * size;
+    p.row_bytes = int32_t(like.size(3) * size);
+    uint64_t bits = uint64_t(p.page) | uint64_t(p.head) | uint64_t(p.slot) | uint64_t(p.row_bytes);
+    for (p.count = 0; i < pools.size() && p.count < kMostPools && alike(pools[i], like); ++i) {
+      p.pools[p.count] = static_cast<char*>(pools[i].mutable_data_ptr());
+      bits |= reinterpret_cast<uintptr_t>(p.pools[p.count++]);
+    }
+    p.unit = bits % 16 == 0 ? 16 : bits % 4 == 0 ? 4 : bits % 2 == 0 ? 2 : 1;
+    if (p.row_bytes) kv_compact(p, launch.queue);
+  }
+}
+
+}  // namespace
+TOKOPS_IMPL(m) { m.impl("kv_compact", TORCH_BOX(&kv_compact_op)); }
+}  // namespace tokops

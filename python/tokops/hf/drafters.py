@@ -1,0 +1,387 @@
+"""Drafters that need no training: prompt lookup, a smaller model, the model's own first layers."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..methods import Dense
+from ..sampling import draw, law
+from ..speculative import Eagle2Tree, SuffixIndex, best_first_tree, dynamic_size, tree_build
+from .decoding import Feed
+from .drafting import Drafter, Proposal, Session, Verdict
+from .families import CACHE
+from .latency import find_latency
+
+#: Chances that the j-th likeliest child at a depth is the right one, where nobody has measured them.
+USUAL_ACCEPTANCE = ((0.6, 0.15, 0.07, 0.04, 0.02, 0.01),) * 8
+
+#: What a verifying forward of n rows costs beyond one of a single row, per further row, where nobody has measured it.
+_USUAL_SLOPE = {"cpu": 0.06, "cuda": 0.004}
+#: Modes whose children are drawn independently; others draw without replacement.
+_INDEPENDENT = ("rrs", "kseq", "chain_block")
+_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+
+
+def size_curve(method: Any, session: Session, context: int) -> tuple[Tensor, Tensor]:
+    """Sizes of a tree and seconds of a step, in any unit, as :func:`tokops.speculative.dynamic_size` takes them."""
+    table = method.latency or find_latency(session.model, session.batch)
+    if table is not None:
+        return table.curve(context, most=method.nodes)
+    slope = _USUAL_SLOPE.get(session.device.type, 0.01)
+    sizes = torch.tensor([*[n for n in _SIZES if n < method.nodes], method.nodes])
+    return sizes, 1.0 + slope * (session.batch * sizes.double() - 1)
+
+
+class NoDrafter(Drafter):
+    """Proposes nothing: plain decoding in the same loop, under the same random numbers."""
+
+    def propose(self, session: Session) -> Proposal:
+        roots = torch.tensor(session.roots, dtype=torch.int32, device=session.device)
+        return Proposal(roots[:, None], torch.full_like(roots, -1)[:, None], 1)
+
+
+class LookupDrafter(Drafter):
+    """What followed earlier occurrences of the last tokens, as a tree cut where it no longer pays."""
+
+    def __init__(self, method: Any, session: Session):
+        self._method = method
+        self._index = SuffixIndex(session.batch)
+        self._known = [0] * session.batch
+        self._curve: tuple[Tensor, Tensor] | None = None
+
+    def _learn(self, session):
+        """Append the tokens that the index lacks."""
+        new = [tokens[known:] for tokens, known in zip(session.tokens, self._known, strict=True)]
+        width = max(map(len, new))
+        if not width:
+            return
+        padded = torch.tensor([row + [0] * (width - len(row)) for row in new], dtype=torch.int32)
+        self._index.append(padded, torch.tensor([len(row) for row in new], dtype=torch.int32))
+        self._known = [len(tokens) for tokens in session.tokens]
+
+    def propose(self, session: Session) -> Proposal:
+        self._learn(session)
+        method = self._method
+        room = max((room for room, on in zip(session.room, session.active, strict=True) if on), default=1)
+        depth = min(method.depth or 16, room - 1)
+        tokens, parents, n_nodes, weights = self._index.weighed_draft(
+            method.nodes, depth, method.min_match, method.max_match, 8
+        )
+        if self._curve is None:
+            self._curve = size_curve(method, session, max(map(len, session.tokens)))
+        live = torch.tensor(session.active)
+        gains = torch.where(live[:, None], weights[:, 1:], 0.0)
+        size = int(dynamic_size(gains, *self._curve, common=True)[0]) if gains.shape[1] else 1
+        size = max(1, min(size, int(torch.where(live, n_nodes, 1).max())))
+        counts = torch.where(live, n_nodes, 1).clamp_max(size)
+        return Proposal(
+            tokens[:, :size].to(session.device),
+            parents[:, :size].to(session.device),
+            size,
+            counts.int().to(session.device),
+        )
+
+    def select(self, rows: list[int]) -> None:
+        self._index.select(rows)
+        self._known = [self._known[row] for row in rows]
+
+
+class Shape:
+    """A static tree, level by level: rows are sorted by depth, and every node knows how many children it has.
+
+    Args:
+        parents: of a tree's nodes, node 0 the root.
+
+    Raises:
+        ValueError: not a tree.
+    """
+
+    def __init__(self, parents: Any):
+        given = [int(x) for x in parents]
+        if not given or given[0] != -1 or any(not 0 <= x < i for i, x in enumerate(given) if i):
+            raise ValueError(f"tree must be parents: -1, then earlier nodes, got {given}")
+        depth = [0] * len(given)
+        for i in range(1, len(given)):
+            depth[i] = depth[given[i]] + 1
+        order = sorted(range(len(given)), key=lambda i: (depth[i], i))
+        place = {node: row for row, node in enumerate(order)}
+        self.parents = [-1, *(place[given[node]] for node in order[1:])]
+        self.depth = [depth[node] for node in order]
+        self.children: list[list[int]] = [[] for _ in order]
+        for row, parent in enumerate(self.parents[1:], 1):
+            self.children[parent].append(row)
+        #: Rows of every depth, the root's first.
+        self.levels = [
+            [i for i, d in enumerate(self.depth) if d == level] for level in range(max(self.depth) + 1)
+        ]
+        #: Nodes that have children, and their row among the drafts' laws.
+        self.inner = {row: i for i, row in enumerate(r for r, c in enumerate(self.children) if c)}
+
+    def __len__(self) -> int:
+        return len(self.parents)
+
+    def until(self, depth: int) -> "Shape":
+        """The part of the tree that is no deeper."""
+        if depth >= self.depth[-1]:
+            return self
+        return Shape([parent for parent, d in zip(self.parents, self.depth, strict=True) if d <= depth])
+
+
+def shape_of_method(method: Any) -> Shape:
+    """The static tree that a method's model drafts."""
+    if method.tree is not None:
+        return Shape(method.tree)
+    if method.mode == "chain_block":
+        return Shape(range(-1, min(method.depth or 4, method.nodes - 1)))
+    if method.mode == "kseq":
+        length = method.depth or 4
+        count = max(1, min((method.nodes - 1) // length, 64))
+        return Shape([-1, *[0] * count, *range(1, count * (length - 1) + 1)])
+    table = method.acceptance or USUAL_ACCEPTANCE
+    return Shape(best_first_tree(table, method.nodes, method.depth or 4).parents)
+
+
+class ModelDrafter(Drafter):
+    """A smaller model drafts a tree, one forward per level, over a cache of its own.
+
+    Children are the model's most likely tokens where the verification takes any, and are drawn where it wants to know
+    how: i.i.d. (``rrs``, ``kseq``, ``chain_block``), without replacement (``rrs_wo``, ``lantern``), or all but one
+    most likely (``greedy_plus_one``).
+
+    Args:
+        model: the model that drafts; it is patched while the generation runs.
+        method: how, see :class:`tokops.methods.Speculate`.
+        session: the generation.
+    """
+
+    def __init__(self, model: Any, method: Any, session: Session):
+        from .patching import patch
+
+        theirs, ours = model.config.vocab_size, session.model.config.vocab_size
+        if theirs != ours:
+            raise ValueError(
+                f"{type(method).__name__}: the drafting model has a vocabulary of {theirs}, the model one of {ours}: "
+                "they must share a tokenizer"
+            )
+        if model is session.model:
+            raise ValueError(
+                f"{type(method).__name__}: a model cannot draft for itself: use draft='early_exit'"
+            )
+        self._method, self._model = method, model
+        self._dynamic = method.tree if isinstance(method.tree, Eagle2Tree) else None
+        self._shape = None if self._dynamic else shape_of_method(method)
+        self._run = patch(model, Dense())
+        self._cache: Any = None
+        self._starts: Tensor | None = None
+
+    def end(self) -> None:
+        self._run.undo()
+
+    def begin(self, session: Session, hidden: Any) -> None:
+        prompts = [tokens[:-1] for tokens in session.tokens]
+        width = max(map(len, prompts))
+        self._cache = self._run.new_cache(width)
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in prompts], device=session.device)
+        mask = None
+        if any(len(row) < width for row in prompts):
+            starts = torch.tensor([width - len(row) for row in prompts], device=session.device)
+            mask = (torch.arange(width, device=session.device) >= starts[:, None]).long()
+            self._starts = starts.int()
+        if width:
+            Feed(self._model, self._cache, mask, ids)(ids, 0, width)
+
+    # ---- Forwards of the drafting model.
+
+    def _forward(self, ids: Tensor, tree: Any) -> Tensor:
+        """Logits ``[B, T, V]`` of rows behind what is cached."""
+        lengths = torch.tensor(self._cache.lengths, device=ids.device)[:, None]
+        if self._starts is not None:
+            lengths = lengths - self._starts[:, None]
+        depth = torch.arange(ids.shape[1], device=ids.device)[None] if tree is None else tree.depth
+        self._cache.draft(*((None, None) if tree is None else (tree.ancestors, tree.depth)), self._starts)
+        out = self._model(
+            input_ids=ids.long(),
+            attention_mask=None,
+            position_ids=lengths + depth,
+            use_cache=True,
+            **{CACHE: self._cache},
+        )
+        return out.logits
+
+    def _catch_up(self, session: Session) -> Tensor:
+        """Read the tokens that are new since the last step; logits ``[B, V]`` behind the last of them."""
+        padding = [0] * session.batch if self._starts is None else self._starts.tolist()
+        known = [n - start for n, start in zip(self._cache.lengths, padding, strict=True)]
+        new = [tokens[n:] for tokens, n in zip(session.tokens, known, strict=True)]
+        width = max(map(len, new))
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in new], device=session.device)
+        logits = self._forward(ids, None)
+        self._cache.keep(None, [len(row) for row in new])
+        last = torch.tensor([max(len(row) - 1, 0) for row in new], device=session.device)
+        return logits[torch.arange(session.batch, device=session.device), last]
+
+    # ---- Proposals.
+
+    def propose(self, session: Session) -> Proposal:
+        logits = self._catch_up(session)
+        room = max((room for room, on in zip(session.room, session.active, strict=True) if on), default=1)
+        if self._dynamic is not None:
+            return self._expand(session, logits, self._dynamic, room - 1)
+        assert self._shape is not None, "static or dynamic"
+        return self._fill(session, logits, self._shape.until(room - 1))
+
+    def _fill(self, session: Session, logits: Tensor, shape: Shape) -> Proposal:
+        """A static tree, level by level."""
+        batch, device = session.batch, session.device
+        tokens = torch.zeros(batch, len(shape), dtype=torch.int32, device=device)
+        tokens[:, 0] = torch.tensor(session.roots, dtype=torch.int32, device=device)
+        parents = torch.tensor([shape.parents] * batch, dtype=torch.int32, device=device)
+        laws, rows = [], torch.zeros_like(tokens)
+        at = {0: logits}  # logits of the nodes of the level above
+        drawn = self._method.drawn and not session.sampling.greedy
+        for level, nodes in enumerate(shape.levels[:-1]):
+            if level:
+                at = self._level(tokens, shape, nodes, level)
+            for node in nodes:
+                children = shape.children[node]
+                if not children:
+                    continue
+                if drawn:
+                    laws.append(self._law(session, at[node]))
+                    rows[:, children] = len(laws) - 1
+                    found = self._draw(session, laws[-1], level, node, children, shape)
+                else:
+                    found = at[node].topk(len(children)).indices.int()
+                tokens[:, children] = found.clamp_min(0)
+                parents[:, children] = torch.where(found < 0, -1, parents[:, children])
+        # A sequence's tree ends where its own text must, so that no other sequence changes its tokens.
+        ends = torch.tensor(session.room, device=device)[:, None]
+        parents[:, 1:][torch.tensor(shape.depth[1:], device=device) >= ends] = -1
+        parents = _without_orphans(parents)
+        if not laws:
+            return Proposal(tokens, parents, len(shape))
+        return Proposal(tokens, parents, len(shape), None, torch.stack(laws, 1), rows)
+
+    def _level(self, tokens, shape, nodes, level) -> dict[int, Tensor]:
+        """Logits of the nodes of one level; all levels so far run again, under their mask."""
+        end = nodes[-1] + 1
+        forest = [parent - 1 if parent > 0 else -1 for parent in shape.parents[1:end]]
+        tree = tree_build(torch.tensor([forest] * len(tokens), dtype=torch.int32, device=tokens.device))
+        logits = self._forward(tokens[:, 1:end], tree)
+        self._cache.keep(None, [0] * len(tokens))
+        return {node: logits[:, node - 1] for node in nodes}
+
+    @staticmethod
+    def _law(session: Session, logits: Tensor) -> Tensor:
+        s = session.sampling
+        return law(logits, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, min_p=s.min_p)
+
+    def _draw(self, session, p, level, node, children, shape) -> Tensor:
+        """Children ``[B, k]`` of a node by the mode's rule; -1 where the law has no more tokens."""
+        mode, count = self._method.mode, len(children)
+        numbers = {"seed": session.seed, "stream": session.streams, "position": session.positions + level}
+        if mode == "greedy_plus_one":
+            top = p.topk(count - 1).indices.int()
+            rest = p.scatter(1, top.long(), 0.0)
+            return torch.cat([top, draw(rest, 1, **numbers)], 1)
+        if mode == "kseq" and level:  # the slot is the ordinal of the draft
+            ordinal = _ordinal(shape, node)
+            return draw(p, ordinal + 1, replace=True, **numbers)[:, ordinal:]
+        return draw(p, count, replace=mode in _INDEPENDENT, **numbers)
+
+    def _expand(self, session: Session, logits: Tensor, policy: Eagle2Tree, depth: int) -> Proposal:
+        """EAGLE-2: level by level the likeliest nodes are expanded, and of all nodes the likeliest are kept."""
+        roots = torch.tensor(session.roots, dtype=torch.int32, device=session.device)
+        if depth < 1:
+            return Proposal(roots[:, None], torch.full_like(roots, -1)[:, None], 1)
+        pool = policy.pool(roots)
+        self._add(pool, logits[:, None])
+        ids = parents = tokens = roots.new_empty(len(roots), 0)  # of the nodes that were expanded
+        for _ in range(min(policy.expansions, depth - 1)):
+            front = pool.frontier
+            there = front.long().clamp_min(0)
+            above = pool.parents.gather(1, there)
+            same = (ids[:, None] == above[..., None]) & (above >= 0)[..., None] & (front >= 0)[..., None]
+            place = same.int().argmax(-1) if ids.shape[1] else torch.zeros_like(front)
+            parents = torch.cat([parents, torch.where(same.any(-1), place, -1).int()], 1)
+            tokens = torch.cat([tokens, pool.tokens.gather(1, there)], 1)
+            ids = torch.cat([ids, front], 1)
+            rows = self._forward(tokens, tree_build(parents))
+            self._cache.keep(None, [0] * len(roots))
+            self._add(pool, rows[:, -front.shape[1] :])
+        tokens, parents, counts = policy.tree(
+            pool, policy.curve(max(map(len, session.tokens)), session.device)
+        )
+        return Proposal(tokens, parents, tokens.shape[1], counts)
+
+    @staticmethod
+    def _add(pool, logits):
+        best = torch.log_softmax(logits.float(), -1).topk(min(pool.branch, logits.shape[-1]))
+        pool.expand(best.indices.int(), best.values)
+
+    def commit(self, session: Session, proposal: Proposal, verdict: Verdict) -> None:
+        """The next proposal reads what is new."""
+
+    def select(self, rows: list[int]) -> None:
+        self._cache.batch_select_indices(torch.tensor(rows))
+        if self._starts is not None:
+            self._starts = self._starts[rows]
+
+
+def _ordinal(shape: Shape, node: int) -> int:
+    """Which of the root's children a node is or hangs under."""
+    while shape.parents[node]:
+        node = shape.parents[node]
+    return shape.children[0].index(node)
+
+
+def _without_orphans(parents: Tensor) -> Tensor:
+    """What hangs under padding is padding."""
+    for i in range(1, parents.shape[1]):
+        above = parents[:, i].long().clamp_min(0)
+        lost = (above > 0) & (parents.gather(1, above[:, None])[:, 0] < 0)
+        parents[:, i] = torch.where(lost, -1, parents[:, i])
+    return parents
+
+
+def shallow(model: Any, layers: int) -> Any:
+    """The first layers of a model with its norm and head, over the same weights.
+
+    Raises:
+        ValueError: more layers than there are, or fewer than one.
+    """
+    most = model.config.num_hidden_layers
+    if not 1 <= layers < most:
+        raise ValueError(f"early exit: exit_layer must be 1..{most - 1}, got {layers}")
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    config._attn_implementation = "eager"  # every family has it, and drafting replaces it
+    with torch.device("meta"):
+        twin = type(model)(config)
+    own = twin.state_dict()
+    twin.load_state_dict({k: v for k, v in model.state_dict().items() if k in own}, assign=True)
+    twin.tie_weights()
+    for name, buffer in model.named_buffers():
+        module, _, leaf = name.rpartition(".")
+        if module in dict(twin.named_modules()):
+            twin.get_submodule(module)._buffers[leaf] = buffer
+    return twin.eval().requires_grad_(False)
+
+
+def make_drafter(method: Any, session: Session) -> Drafter:
+    """The drafter that a method asks for."""
+    own = method.drafter(session.model)
+    if own is not None:
+        return own
+    if method.draft == "prompt_lookup":
+        return LookupDrafter(method, session)
+    if method.draft == "none" or method.nodes == 1:
+        return NoDrafter()
+    if method.draft == "early_exit":
+        layers = method.exit_layer or max(1, session.model.config.num_hidden_layers // 3)
+        return ModelDrafter(shallow(session.model, layers), method, session)
+    return ModelDrafter(method.draft, method, session)

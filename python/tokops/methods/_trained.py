@@ -1,0 +1,52 @@
+"""What methods share whose drafters were trained for one model."""
+
+import importlib
+import os
+import pathlib
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from .speculate import Speculate
+
+#: Fields of :class:`Speculate` that say how its own drafters draft.
+_FOREIGN = ("min_match", "max_match", "exit_layer")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedDraft(Speculate):
+    """Base of methods whose ``draft`` is a trained drafter: a folder, or what was loaded from one."""
+
+    #: The module of :mod:`tokops.hf` whose ``make_drafter(method, model)`` makes drafters.
+    module: ClassVar[str] = ""
+    #: What the command that trains it calls it.
+    kind: ClassVar[str] = ""
+    #: Verification modes that its candidates are right for.
+    modes: ClassVar[tuple[str, ...]] = ("target_only", "greedy", "typical", "lantern")
+
+    draft: Any = None
+
+    def __post_init__(self):
+        name = type(self).__name__
+        if self.draft is None:
+            raise ValueError(
+                f"{name}: draft must be a folder that `tokops train-draft {self.kind}` wrote, or what is loaded from "
+                "one, got None"
+            )
+        if isinstance(self.draft, (str, os.PathLike)):
+            object.__setattr__(self, "draft", pathlib.Path(self.draft))
+        super().__post_init__()
+        if self.mode not in self.modes:
+            raise ValueError(f"{name}: verify must be one of {', '.join(self.modes)}, got {self.verify!r}")
+        usual = {field.name: field.default for field in fields(self)}
+        for option in _FOREIGN:
+            if getattr(self, option) != usual[option]:
+                raise ValueError(
+                    f"{name}: {option} has no meaning for a trained drafter, got {getattr(self, option)}"
+                )
+
+    def drafter(self, model: Any) -> Any:
+        return importlib.import_module(f"tokops.hf.{self.module}").make_drafter(self, model)
+
+    def describe(self) -> str:
+        source = self.draft if isinstance(self.draft, pathlib.Path) else type(self.draft).__name__
+        return f"{type(self).__name__}(draft={source}, verify={self.mode}, nodes={self.nodes})"

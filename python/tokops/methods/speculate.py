@@ -1,0 +1,135 @@
+"""Tree speculation: a drafter proposes token trees, the model verifies them in one forward."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..speculative import DRAFT_MODES, VERIFY_MODES, LatencyTable
+from .base import Method
+
+__all__ = ["Speculate"]
+
+_DRAFTS = ("prompt_lookup", "early_exit", "none")
+
+
+@dataclass(frozen=True, eq=False)
+class Speculate(Method):
+    """Batched tree speculation, through ``generate`` as it is: padding, sampling, processors, stopping, streaming.
+
+    Every step drafts a token tree per sequence, runs all of its nodes in one forward under ancestor masks, verifies
+    it (:func:`tokops.speculative.tree_verify`) and keeps the accepted path. Logits processors are applied to every
+    node with the node's own path. Greedy decoding gives the tokens of plain greedy decoding, sampling under a lossless
+    ``verify`` follows the model's law, and with ``match_plain`` gives the very tokens of plain sampling at the same
+    seed. Beams are refused.
+
+    Args:
+        draft: ``"prompt_lookup"``: what followed earlier occurrences of the last tokens, in the prompt and in what
+            was generated; ``"early_exit"``: the first ``exit_layer`` layers of the model itself; ``"none"``: plain
+            decoding under the same random numbers; a transformers model with the same vocabulary; or a callable that
+            makes a :class:`tokops.hf.drafting.Drafter` from the model.
+        verify: a mode of ``tree_verify``; None is ``target_only``. Where ``generate`` does not sample, lossless modes
+            are all greedy decoding.
+        nodes: of a tree at most, the root counted; 1..256.
+        depth: of a tree at most; None: 16 for prompt lookup, 4 for a model that drafts.
+        tree: for a model that drafts: the parents of a tree's nodes, or a
+            :class:`tokops.speculative.Eagle2Tree` policy, which goes with deterministic drafts. None: a tree that is
+            good for ``acceptance``.
+        acceptance: ``[depth, children]`` chances that the j-th child is the one, for the shape of a static tree. None:
+            a usual table.
+        min_match, max_match: for prompt lookup: tokens that an earlier occurrence must, and may, have in common.
+        exit_layer: for early exit; None: a third of the layers.
+        match_plain: with ``target_only``: the tokens of plain sampling at the same seed.
+        seed: of the random numbers; None: one from torch's generator, so that ``torch.manual_seed`` decides.
+        eps, delta: of ``typical``.
+        latency: measured with ``tokops tune-tree``: trees are cut where more nodes cost more than they give. None:
+            what that command has saved for this machine and model, else a usual curve.
+
+    Raises:
+        ValueError: a number out of range, or options that contradict each other.
+    """
+
+    slots: ClassVar[tuple[str, ...]] = ("draft", "verify")
+
+    draft: Any = "prompt_lookup"
+    verify: str | None = None
+    nodes: int = 32
+    depth: int | None = None
+    tree: Any = None
+    acceptance: Any = None
+    min_match: int = 1
+    max_match: int = 32
+    exit_layer: int | None = None
+    match_plain: bool = False
+    seed: int | None = None
+    eps: float = 0.09
+    delta: float = 0.3
+    latency: LatencyTable | None = None
+
+    def __post_init__(self):
+        def refuse(wrong, message):
+            if wrong:
+                raise ValueError(f"{type(self).__name__}: {message}")
+
+        known = isinstance(self.draft, str)
+        refuse(
+            known and self.draft not in _DRAFTS,
+            f"draft must be one of {', '.join(_DRAFTS)}, a model or a callable, got {self.draft!r}",
+        )
+        refuse(
+            self.verify is not None and self.verify not in VERIFY_MODES,
+            f"verify must be one of {', '.join(VERIFY_MODES)}, got {self.verify!r}",
+        )
+        refuse(
+            self.mode == "lantern" and self.verify_options.get("neighbours") is None,
+            "verify lantern needs a table of neighbours: use tokops.methods.LANTERN",
+        )
+        refuse(not 1 <= self.nodes <= 256, f"nodes must be 1..256, got {self.nodes}")
+        refuse(
+            self.depth is not None and not 1 <= self.depth < 256, f"depth must be 1..255, got {self.depth}"
+        )
+        refuse(
+            self.match_plain and self.mode != "target_only",
+            f"match_plain goes with verify target_only, got {self.verify!r}",
+        )
+        refuse(
+            self.draft in ("prompt_lookup", "none") and self.mode in DRAFT_MODES,
+            f"verify {self.mode} needs children that were drawn, {self.draft} has none: use target_only",
+        )
+        refuse(
+            not 1 <= self.min_match <= self.max_match <= 64,
+            f"min_match and max_match must be 1..64, got {self.min_match} and {self.max_match}",
+        )
+
+    @property
+    def mode(self) -> str:
+        """The verification mode where ``generate`` samples."""
+        return self.verify or "target_only"
+
+    @property
+    def drawn(self) -> bool:
+        """Whether a model that drafts draws children from its law, rather than taking its likeliest tokens."""
+        return self.mode in DRAFT_MODES
+
+    @property
+    def loop(self) -> str:
+        return "speculation"
+
+    @property
+    def verify_options(self) -> dict[str, Any]:
+        """What ``tree_verify`` is told beside rows and trees."""
+        plain = self.match_plain or self.draft == "none"
+        return {"eps": self.eps, "delta": self.delta, "match_plain": plain}
+
+    def drafter(self, model: Any) -> Any:
+        """A drafter of this method's own for a model; None: ``draft`` says it."""
+        made: Callable[[Any], Any] | None = self.draft if _is_factory(self.draft) else None
+        return made(model) if made is not None else None
+
+    def describe(self) -> str:
+        draft = self.draft if isinstance(self.draft, str) else type(self.draft).__name__
+        return f"{type(self).__name__}(draft={draft}, verify={self.mode}, nodes={self.nodes})"
+
+
+def _is_factory(draft: Any) -> bool:
+    """Whether ``draft`` makes drafters; a model is callable too, but has a configuration."""
+    return callable(draft) and not hasattr(draft, "config")
