@@ -225,10 +225,6 @@ class PagedCache(Cache):
             layer.follow_keep(rows, held, most)
         state.nodes, state.draft = 0, None
 
-    def room(self) -> list[int] | None:
-        """How many tokens of every sequence may be kept before something is packed; None where nothing ever is."""
-        return None
-
     def _check_kept(self, rows, counts, nodes, device) -> int:
         batch = self.state.books[0].batch
         limit = nodes
