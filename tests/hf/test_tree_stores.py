@@ -168,3 +168,61 @@ def test_lists_of_a_tree_over_a_store(name):
             logits, tokens, trees = texts.draft(nodes)
             check_nodes(texts, singles, logits, tokens, trees)
             texts.keep(tokens, within_room(texts, texts.accept(trees)))
+
+
+#: Stores that lose nothing, so that whatever is done to them, texts must read back as if decoded one by one.
+LOSSLESS = {
+    "pages": None,
+    "at once": QuantizedKV(16, sinks=3, residual=0),
+    "at once, rotated": QuantizedKV(16, sinks=0, residual=0, rotate=True),
+    "by the page": QuantizedKV(16, sinks=4, residual=6),
+    "MiKV": MiKV(high=16, low=16, interval=6, balancer=False),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_whatever_is_done_to_sequences_of_different_lengths(name, seed, model):
+    methods = () if LOSSLESS[name] is None else (LOSSLESS[name],)
+    with tokops.patch(model, *methods, page_size=8) as run:
+        texts = Texts(Lookup(run), run.new_cache(), seed=seed, padding=(4, 0, 2), prompt=14)
+        rng = texts.rng
+        for _ in range(14):
+            what = rng.choice(["draft", "draft", "draft", "select", "crop", "repeat", "plain"])
+            lengths = [len(text) for text in texts.tokens]
+            rows = range(len(lengths))
+            if what == "select":
+                rows = [rng.randrange(len(lengths)) for _ in range(rng.randint(1, 3))]
+                texts.cache.batch_select_indices(torch.tensor(rows))
+            elif what == "repeat" and len(lengths) < 3:
+                rows = [row for row in rows for _ in range(2)]
+                texts.cache.batch_repeat_interleave(2)
+            texts.tokens = [list(texts.tokens[row]) for row in rows]
+            texts.padding = [texts.padding[row] for row in rows]
+            if what == "crop":
+                count = rng.randint(0, 5)
+                if min(lengths) - count < 15:
+                    continue
+                layout = texts.cache.state.layout
+                if name == "MiKV" and len(set(lengths)) > 1 and min(lengths) - count < layout.settled:
+                    with pytest.raises(RuntimeError, match=r"MiKV: cannot remove .* are in pools"):
+                        texts.cache.crop(-count)
+                    continue
+                texts.cache.crop(-count)
+                texts.tokens = [text[: len(text) - count] for text in texts.tokens]
+            elif what in ("draft", "plain"):
+                size = 1 if what == "plain" else rng.randint(1, 9)
+                logits, tokens, trees = texts.draft(size)
+                for row, parents in enumerate(trees):
+                    single = Alone(texts, row, run.new_cache(), prompt=14)
+                    for node in range(size):
+                        want = single.along(tokens[row, path_to(parents, node)].tolist())
+                        torch.testing.assert_close(logits[row, node], want, **CLOSE)
+                texts.keep(tokens, texts.accept(trees))
+            assert texts.cache.lengths == [len(text) for text in texts.tokens]
+            assert texts.cache.get_seq_length() == max(texts.cache.lengths)
+        (book,) = texts.cache.state.books
+        assert 0 < book.live_bytes() <= book.allocated_bytes()
+        assert (
+            book.full_bytes() == sum(texts.cache.lengths) * 4 * 2 * 2 * 32 * 4
+        )  # layers, K and V, heads, dim, bytes

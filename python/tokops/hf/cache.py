@@ -277,14 +277,20 @@ class PagedCache(Cache):
     # ---- Changes between forwards.
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last ``-tokens_to_remove`` tokens of every sequence, however long it is."""
+        """Forget the last ``-tokens_to_remove`` tokens of every sequence, however long it is.
+
+        Of sequences of different lengths, tokens that a store has packed behind the end of the shortest return to
+        full precision as they were packed. MiKV refuses that.
+        """
         self.state.refuse_nodes()
         remove = int(tokens_to_remove)
         if remove > 0:
             raise ValueError(f"crop takes minus the number of tokens to remove, got {remove}")
+        layout = self.state.layout
+        if layout is not None:
+            layout.check_crop(-remove)
         for table in self.state.tables.values():
             table.crop(-remove)
-        layout = self.state.layout
         restored = (0, 0) if layout is None else layout.crop(-remove)
         for layer in self.layers:
             layer.follow_crop(restored)

@@ -311,6 +311,7 @@ class Layout(Lengths):
         of sequences that are longer, those behind the end of the shortest. ``cropped_tail`` are slots of the old
         tails, first and count, to be kept behind them.
         """
+        self.check_crop(tokens)
         self._settle()
         self._remove(tokens)
         self.past = length = self.length

@@ -42,10 +42,13 @@ class Lengths:
     def _keep(self, nodes: int, counts: np.ndarray) -> None:
         self._hold(self.lengths - nodes + counts, self.finished)
 
-    def _remove(self, tokens: int) -> None:
-        """Forget the last tokens of every sequence."""
+    def check_crop(self, tokens: int) -> None:
+        """Refuse to forget so many tokens of every sequence where that cannot be done."""
         if not 0 <= tokens <= self.shortest:
             raise ValueError(f"cannot remove {tokens} of {self.shortest} cached tokens")
+
+    def _remove(self, tokens: int) -> None:
+        """Forget the last tokens of every sequence."""
         self._hold(self.lengths - tokens, self.finished)
 
     def _choose(self, rows: Sequence[int]) -> None:

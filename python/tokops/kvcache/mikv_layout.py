@@ -227,19 +227,22 @@ class Cut(Lengths):
 
     # ---- Changes between forwards.
 
-    def crop(self, tokens: int) -> tuple[int, int]:
-        """Forget the last tokens of every sequence; layers take those that are in pools out of them.
+    def check_crop(self, tokens: int) -> None:
+        """See :meth:`Lengths.check_crop`: of sequences of different lengths none is cropped into its pools.
 
-        Raises:
-            RuntimeError: sequences of different lengths, and a crop of the shortest into its pools: tokens of the
-                longer ones cannot leave them again.
+        Tokens of the longer ones cannot leave them again.
         """
-        self._absorb()
+        super().check_crop(tokens)
         if self.length > self.shortest and self.committed - tokens < self.settled:
             raise RuntimeError(
                 f"MiKV: cannot remove {tokens} tokens of sequences of {self.shortest}..{self.length} tokens, of which "
                 f"{self.settled} are in pools"
             )
+
+    def crop(self, tokens: int) -> tuple[int, int]:
+        """Forget the last tokens of every sequence; layers take those that are in pools out of them."""
+        self.check_crop(tokens)
+        self._absorb()
         self._remove(tokens)
         self.past = length = self.length
         self.settled = min(self.settled, length)
