@@ -77,6 +77,10 @@ METHODS: dict[str, tuple[Method, Method]] = {
     ),
     "MiKV": (MiKV(interval=4), MiKV(budget=100)),
     "Speculate": (Speculate(nodes=6), Speculate("early_exit")),
+    "Speculate drawn": (
+        Speculate("early_exit", verify="rrs_wo", nodes=6),
+        Speculate("early_exit", verify="chain_block", depth=3),
+    ),
     **untrained(),
     "SpecTr": (SpecTr(drafts=3, length=2), SpecTr("early_exit", drafts=2, length=3, rho=2.0)),
     # Nothing is borrowed where one token has all the probability, but with the whole budget.

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessorList, PrefixConstrainedLogitsProcessor
 
 #: Tensors ``[B, ...]`` that transformers' processors keep of the batch: where prompts begin, and the prompts.
 _OF_ROWS = ("prompt_ignore_length", "encoder_input_ids")
@@ -24,6 +24,9 @@ def processors_of(processors: LogitsProcessorList, rows: Sequence[int]) -> Logit
 
 
 def _of(processor, rows):
+    if isinstance(processor, PrefixConstrainedLogitsProcessor):
+        allowed = processor._prefix_allowed_tokens_fn
+        return PrefixConstrainedLogitsProcessor(lambda i, ids: allowed(rows[i], ids), num_beams=1)
     kept = {name: getattr(processor, name, None) for name in _OF_ROWS}
     kept = {name: value for name, value in kept.items() if isinstance(value, torch.Tensor)}
     if not kept:

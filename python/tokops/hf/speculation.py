@@ -1,6 +1,5 @@
 """The decoding loop of tree speculation, run through ``generate(custom_generate=...)``."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor
 from transformers import (
     LogitsProcessorList,
-    PrefixConstrainedLogitsProcessor,
     SynthIDTextWatermarkLogitsProcessor,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
@@ -22,6 +20,7 @@ from .decoding import Feed
 from .drafters import make_drafter
 from .drafting import Drafter, Proposal, Session, Verdict, check_proposal
 from .families import CACHE, given_cache
+from .processing import processors_of
 from .stopping import StopRule
 
 _WARPERS = {
@@ -250,7 +249,7 @@ class Loop:
             text = self.rows.ids(b)
             for nodes, paths in _by_depth(texts[b], tree[: logits.shape[1] if count is None else count[b]]):
                 ids = torch.cat([text.expand(len(nodes), -1), text.new_tensor(paths)], 1)
-                logits[b, nodes] = _of_sequence(self.processors, b, len(nodes))(ids, logits[b, nodes])
+                logits[b, nodes] = processors_of(self.processors, [b] * len(nodes))(ids, logits[b, nodes])
         return logits
 
     def _settle(self, proposal: Proposal, path: Tensor, out: Tensor) -> None:
@@ -315,21 +314,6 @@ def _by_depth(tokens: list[int], parents: list[int]) -> Iterator[tuple[list[int]
     yield from levels.values()
 
 
-def _of_sequence(processors: LogitsProcessorList, row: int, count: int) -> LogitsProcessorList:
-    """Processors for ``count`` nodes of one sequence: what some know of every sequence is cut to it."""
-    found = LogitsProcessorList()
-    for processor in processors:
-        known = getattr(processor, "prompt_ignore_length", None)
-        if isinstance(processor, PrefixConstrainedLogitsProcessor):
-            allowed = processor._prefix_allowed_tokens_fn
-            processor = PrefixConstrainedLogitsProcessor(lambda _, ids, f=allowed: f(row, ids), 1)
-        elif isinstance(known, Tensor):
-            processor = copy.copy(processor)
-            processor.prompt_ignore_length = known[row : row + 1].expand(count)
-        found.append(processor)
-    return found
-
-
 def _options(options: dict[str, Any], mode: str) -> dict[str, Any]:
     """Those of a method's numbers that the mode takes."""
     return {name: value for name, value in options.items() if _MODE_OF.get(name, mode) == mode}
@@ -350,6 +334,10 @@ def _refuse(method, input_ids, processors, config, streamer, kwargs) -> None:
         raise NotImplementedError(f"{name} decodes greedily or samples and does not support {mode.value}")
     if kwargs.get("inputs_embeds") is not None or not input_ids.shape[1]:
         raise NotImplementedError(f"{name} drafts tokens from tokens and does not support inputs_embeds")
+    if config.do_sample and method.mode == "greedy":
+        raise ValueError(
+            f"{name}: verify greedy goes with do_sample=False, got do_sample=True: use target_only"
+        )
     for processor in processors:
         if isinstance(processor, _STATEFUL):
             raise NotImplementedError(

@@ -30,7 +30,7 @@ class SpecTr(Speculate):
         drafts: k, sequences, 1..64. 1 is standard speculative sampling.
         length: L, tokens of each. The root and all drafts are run in one forward of at most 256 rows.
         rho: the division factor of every level, instead of the smallest valid one. At least ``drafts``, for which it is
-            valid whatever the laws are; the law stays exact, fewer tokens are accepted, and no factor is searched.
+            valid whatever the laws are. The law stays exact, but often fewer tokens are accepted than of one draft.
         exit_layer: for early exit; None: a third of the layers.
         seed: of the random numbers; None: one from torch's generator.
 

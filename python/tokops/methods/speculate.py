@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..speculative import DRAFT_MODES, VERIFY_MODES, LatencyTable
+from ..speculative import DRAFT_MODES, DYNAMIC_VERIFY, VERIFY_MODES, Eagle2Tree, LatencyTable
 from .base import Method
 
 __all__ = ["Speculate"]
@@ -18,9 +18,9 @@ class Speculate(Method):
 
     Every step drafts a token tree per sequence, runs all of its nodes in one forward under ancestor masks, verifies
     it (:func:`tokops.speculative.tree_verify`) and keeps the accepted path. Logits processors are applied to every
-    node with the node's own path. Greedy decoding gives the tokens of plain greedy decoding, sampling under a lossless
-    ``verify`` follows the model's law, and with ``match_plain`` gives the very tokens of plain sampling at the same
-    seed. Beams are refused.
+    node with the node's own path, stopping criteria see one sequence at a time, token by token. Greedy decoding gives
+    the tokens of plain greedy decoding, sampling under a lossless ``verify`` follows the model's law, and with
+    ``match_plain`` gives the very tokens of plain sampling at the same seed. Beams are refused.
 
     Args:
         draft: ``"prompt_lookup"``: what followed earlier occurrences of the last tokens, in the prompt and in what
@@ -28,7 +28,7 @@ class Speculate(Method):
             decoding under the same random numbers; a transformers model with the same vocabulary; or a callable that
             makes a :class:`tokops.hf.drafting.Drafter` from the model.
         verify: a mode of ``tree_verify``; None is ``target_only``. Where ``generate`` does not sample, lossless modes
-            are all greedy decoding.
+            are all greedy decoding; ``"greedy"`` refuses to sample.
         nodes: of a tree at most, the root counted; 1..256.
         depth: of a tree at most; None: 16 for prompt lookup, 4 for a model that drafts.
         tree: for a model that drafts: the parents of a tree's nodes, or a
@@ -94,6 +94,10 @@ class Speculate(Method):
         refuse(
             self.draft in ("prompt_lookup", "none") and self.mode in DRAFT_MODES,
             f"verify {self.mode} needs children that were drawn, {self.draft} has none: use target_only",
+        )
+        refuse(
+            isinstance(self.tree, Eagle2Tree) and self.mode not in DYNAMIC_VERIFY,
+            f"tree {type(self.tree).__name__} goes with verify {' or '.join(DYNAMIC_VERIFY)}, got {self.mode}",
         )
         refuse(
             not 1 <= self.min_match <= self.max_match <= 64,
