@@ -10,6 +10,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .._check import check_tensor
+from ..kvcache.lengths import UNLIMITED
 from ..kvcache.pages import PageTable
 from ..methods import Method, ModelShape, Step
 from .drafts import Draft, compact
@@ -67,8 +68,6 @@ class CacheState:
         past = self.length
         self.refuse_nodes()
         if self.draft is not None:
-            if self.layout is not None:
-                raise NotImplementedError("tokops: a cache with a storing method takes no drafts yet")
             self.draft.check(batch, rows)
             self.nodes, prompt_rows = rows, 0
         elif self.books[0].shortest != past:
@@ -83,7 +82,8 @@ class CacheState:
         for table in self.tables.values():
             table.advance(batch, rows, device)
         if self.layout is not None:
-            self.layout.begin(batch, rows, prompt_rows, device)
+            draft = {} if self.draft is None else {"draft": True, "depths": self.draft.depths}
+            self.layout.begin(batch, rows, prompt_rows, device, **draft)
         self.step = Step(past, rows, prompt_rows)
         self.plan.counters.begin(self)
 
@@ -222,12 +222,8 @@ class PagedCache(Cache):
         for kept in state.books:
             kept.keep(nodes, np.asarray(counts, np.int64), change)
         for layer in self.layers:
-            layer.follow_keep(rows, held)
+            layer.follow_keep(rows, held, most)
         state.nodes, state.draft = 0, None
-
-    def room(self) -> list[int] | None:
-        """How many tokens of every sequence may be kept before something is packed; None where nothing ever is."""
-        return None
 
     def _check_kept(self, rows, counts, nodes, device) -> int:
         batch = self.state.books[0].batch
@@ -242,19 +238,59 @@ class PagedCache(Cache):
             limit = rows.shape[1]
         if len(counts) != batch or not all(0 <= count <= limit for count in counts):
             raise ValueError(f"keep: counts must be {batch} numbers in 0..{limit}, got {list(counts)}")
+        layout = self.state.layout
+        if layout is not None and any(np.asarray(counts)[layout.finished]):
+            raise ValueError(f"keep: a finished sequence keeps no tokens, got counts {list(counts)}")
         return max(counts, default=0)
+
+    def room(self) -> list[int]:
+        """How many tokens each sequence may commit before a store packs (or demotes) tokens anew.
+
+        A tree is computed over one state of the store, where decoding one by one would go from state to state. The
+        two are equal as long as no :meth:`keep` takes more tokens than there is room for. All sequences are packed
+        together: one that is ahead has room 0, and keeps nothing, until the others have come to the same length.
+        Where nothing limits it (full precision; stores that pack every token at once, which a draft sees as they
+        will be packed; finished sequences) the number is 2**31 - 1.
+        """
+        layout = self.state.layout
+        return [UNLIMITED] * self.state.books[0].batch if layout is None else layout.room()
+
+    def finish(self, done: Sequence[bool]) -> None:
+        """Say which sequences get no more tokens, so that stores do not wait for them with packing.
+
+        They still take part in forwards, as garbage, and must keep 0 of their nodes. Keeping them is not needed
+        where it is simpler to drop them with :meth:`batch_select_indices`.
+
+        Args:
+            done: a bool per sequence.
+
+        Raises:
+            ValueError: not one bool per sequence, or a finished sequence goes on after others were packed past its
+                end.
+        """
+        state = self.state
+        if len(done) != state.books[0].batch:
+            raise ValueError(f"finish: done must be {state.books[0].batch} bools, got {list(done)}")
+        if state.layout is not None:
+            state.layout.finish(done)
 
     # ---- Changes between forwards.
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last ``-tokens_to_remove`` tokens of every sequence, however long it is."""
+        """Forget the last ``-tokens_to_remove`` tokens of every sequence, however long it is.
+
+        Of sequences of different lengths, tokens that a store has packed behind the end of the shortest return to
+        full precision as they were packed. MiKV refuses that.
+        """
         self.state.refuse_nodes()
         remove = int(tokens_to_remove)
         if remove > 0:
             raise ValueError(f"crop takes minus the number of tokens to remove, got {remove}")
+        layout = self.state.layout
+        if layout is not None:
+            layout.check_crop(-remove)
         for table in self.state.tables.values():
             table.crop(-remove)
-        layout = self.state.layout
         restored = (0, 0) if layout is None else layout.crop(-remove)
         for layer in self.layers:
             layer.follow_crop(restored)

@@ -181,7 +181,7 @@ class PagedLayer(_Layer):
         """The tables have been cropped."""
         self.length = self.table.length
 
-    def follow_keep(self, rows: Tensor | None, counts: Tensor) -> None:
+    def follow_keep(self, rows: Tensor | None, counts: Tensor, most: int) -> None:
         """The tables have dropped what was not kept of the last forward, and this layer's rows have moved."""
         self.length = self.table.length
 
@@ -263,6 +263,20 @@ class StoreLayer(_Layer):
         self.state.layout.see_starts(options["starts"])
         self.store.absorb(q.detach(), **options)
 
+    @property
+    def seq_lens(self) -> Tensor:
+        """See :attr:`PagedLayer.seq_lens`."""
+        return self.store.seq_lens
+
+    def newest(self) -> list[Rows]:
+        """See :meth:`PagedLayer.newest`: drafts are in a store's tail."""
+        return [Rows(*self.store.newest())]
+
+    def follow_keep(self, rows: Tensor | None, counts: Tensor, most: int) -> None:
+        """See :meth:`PagedLayer.follow_keep`."""
+        self.store.keep(rows, counts, most)
+        self.length = self.state.layout.length
+
     def follow_crop(self, restored: tuple[int, int]) -> None:
         """The layout has been cropped."""
         self.store.crop(restored)
@@ -272,6 +286,7 @@ class StoreLayer(_Layer):
         """The layout has been reordered."""
         if self.is_initialized:
             self.store.select(torch.tensor(rows, dtype=torch.long, device=self.device))
+        self.length = self.state.layout.length
 
     def reset(self) -> None:
         """Hold nothing."""

@@ -258,7 +258,7 @@ class Loop:
         given, kept = [], []
         for b, (nodes, tokens) in enumerate(torch.stack([path, out], 1).tolist()):
             nodes = [i for i in nodes if i >= 0]
-            tokens = tokens[: len(nodes) if room is None else min(len(nodes), room[b])]
+            tokens = tokens[: min(len(nodes), room[b])]
             if self.session.active[b]:
                 self._refuse_nothing(b, tokens)
                 given.append(self._until_stop(b, tokens))
@@ -266,6 +266,7 @@ class Loop:
                 given.append([])
             kept.append(nodes[: len(given[-1])])
         self.cache.keep(path, [len(nodes) for nodes in kept])
+        self.cache.finish([not on for on in self.session.active])
         self._count(kept, given)
         self._hand_out(given)
         verdict = Verdict(kept, given, self._hidden if self.drafter.wants_hidden else None)

@@ -1,59 +1,37 @@
 """Where the tokens of quantised layers are: host bookkeeping that all layers of a cache share.
 
-A sequence of ``length`` tokens is cut by position. Up to ``packed`` its tokens are in packed pages, except the first
+A sequence is cut by position. Up to ``packed`` its tokens are in packed pages, except the first
 visible ones, its sinks; from there on they are in a tail of full precision, or, while a prompt is being read, in the
-prompt's own tensors. All sequences of a batch are cut at the same position; left padding is counted in ``starts``.
+prompt's own tensors. All sequences of a batch are cut at the same position, however long they are; left padding is
+counted in ``starts``.
 """
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .lengths import UNLIMITED, Lengths
 from .pages import PageTable
+from .slabs import Segment, Slab
 
 _FIRST_SLAB = 1024  # tokens of the first slab behind a prompt; later ones double
 _SHORT_PROMPT = 256  # tokens below which a prompt has no slab of its own
 _SPARE = 64  # slots of a tail beyond what it must hold
 
 
-@dataclass
-class Slab:
-    """Packed pages of the positions ``[first, first + span)``. Growth adds a slab: history is never copied.
-
-    ``copies`` are pages (source, target) that layers must copy before they write or read in this forward.
-    """
-
-    first: int
-    span: int
-    table: PageTable
-    copies: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-    @property
-    def end(self) -> int:
-        return self.first + self.table.length
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Positions ``[begin, end)`` to be packed into one slab, and what the writing op is told.
-
-    ``starts`` are slots of padding and sinks, which share no scale with the others.
-    """
-
-    slab: int
-    begin: int
-    end: int
-    seq_lens: Tensor
-    starts: Tensor | None
-
-
-class Layout:
+class Layout(Lengths):
     """The cut of every sequence, moved forward as tokens are committed.
 
-    Tokens that are in the cache when a forward begins are committed: drafts that were rejected are cropped before.
-    Only committed tokens are packed, ``unit`` at a time, and ``residual`` of them stay in full precision.
+    Tokens that are in the cache when a forward begins are committed: drafts that were rejected are cropped before, or
+    not kept. Only committed tokens are packed, ``unit`` at a time, and ``residual`` of them stay in full precision.
+
+    A tree of drafts must be read as if each of its paths were decoded token by token. Where ``unit`` is 1 and
+    nothing stays in full precision, a token would be packed as soon as the next one comes: in a draft's forward all
+    of the tail is read as it will be packed (``codes_tail``), but for what a token sees of itself. Otherwise
+    :meth:`room` says how far a sequence may go before others are packed than one by one.
 
     Args:
         page: tokens per packed page.
@@ -73,8 +51,8 @@ class Layout:
 
     def reset(self) -> None:
         """Hold nothing."""
-        self.length = self.packed = self.batch = 0
-        self.layers = 0
+        self._clear()
+        self.packed = self.batch = self.layers = 0
         # Bytes in all layers: of a packed token, of a group of them, of a full token, and of what is held once.
         self.packed_token_bytes = self.group_bytes = self.full_token_bytes = self.fixed_bytes = 0
         self.slabs: list[Slab] = []
@@ -91,37 +69,42 @@ class Layout:
         self.after: list[Segment] = []
         self.before_slot = 0
         self.tail_move: tuple[int, int] | None = None
+        self.cropped_tail: tuple[int, int] = (0, 0)
         self.pending = self.past = 0
         self.version = 0
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of every sequence."""
-        return np.full(self.batch, self.length, np.int64)
-
-    @property
-    def shortest(self) -> int:
-        """The smallest length."""
-        return self.length
-
     # ---- A forward.
 
-    def begin(self, batch: int, rows: int, prompt_rows: int, device: torch.device) -> None:
-        """Plan a forward of new tokens: what to pack before and after it, and where the new tokens go."""
+    def begin(
+        self,
+        batch: int,
+        rows: int,
+        prompt_rows: int,
+        device: torch.device,
+        draft: bool = False,
+        depths: Tensor | None = None,
+    ) -> None:
+        """Plan a forward of new tokens: what to pack before and after it, and where the new tokens go.
+
+        The tokens of a ``draft``, which has no prompt rows, are behind the end of each sequence until :meth:`keep`;
+        ``depths [B, rows]`` are those of its nodes, None those of a chain.
+        """
         self._settle()
+        self._depths = None if depths is None else depths.long()
         if not self.batch:
             self.batch, self.device = batch, device
+            self._start(batch)
             self._make_tensors()
         elif batch != self.batch:
             raise ValueError(f"the cache holds {self.batch} sequences, the new tokens are for {batch}")
         for slab in self.slabs:
             slab.copies.clear()
         self.past = self.length
-        self.before_slot, target = self.tail_begin, self._target(self.length)
+        self.before_slot, target = self.tail_begin, self._target(self.committed)
         self.before = self._plan(self.packed, target)
         self.tail_begin += target - self.packed
         self.packed = target
-        self.length += rows
+        self._add(rows, draft)
         self.pending, self.after, self.tail_move = 0, [], None
         if prompt_rows:
             self.pending = rows
@@ -131,7 +114,36 @@ class Layout:
         else:
             self._grow_tail(rows)
             self.tail_end += rows
+            self.version += draft
         self._place()
+
+    @property
+    def codes_tail(self) -> bool:
+        """Whether a draft at work reads the tail as it will be packed."""
+        return self.nodes > 0 and self._packs_at_once
+
+    @property
+    def _packs_at_once(self):
+        return self.unit == 1 and self.residual == 0
+
+    def room(self) -> list[int]:
+        """How many tokens every sequence may commit until more are packed; 0 for one that is ahead of others."""
+        if self._packs_at_once:
+            return [UNLIMITED] * self.batch
+        cut = self._target(self.committed)
+        return self._room((cut // self.unit + 1) * self.unit + self.residual)
+
+    def keep(self, nodes: int, counts: np.ndarray, change: Tensor) -> None:
+        """Of the last ``nodes`` tokens of every sequence hold ``counts [B]``; layers have moved them up."""
+        self._keep(nodes, counts)
+        self.past = self.length
+        self.tail_end = self.tail_begin + max(self.length - self.packed, 0)
+        self.version += 1
+        self._place()
+
+    def finish(self, done: Sequence[bool]) -> None:
+        """Say which sequences get no more tokens."""
+        self._finish(done, self.packed)
 
     def _target(self, committed: int) -> int:
         """Where the cut is once so many tokens are committed."""
@@ -251,16 +263,40 @@ class Layout:
         return lens, torch.full_like(lens, slab.first), begin
 
     def _place(self):
-        self.seq_lens.fill_(self.length)
+        if self.length == self.shortest:
+            self.seq_lens.fill_(self.length)
+            self.tail_lens.fill_(self.tail_end)
+        else:
+            ends = torch.from_numpy(self.ends(self.packed).astype(np.int32)).to(self.device)
+            self.seq_lens.copy_(ends)
+            self.tail_lens.copy_(ends + (self.tail_begin - self.packed))
+        if self.codes_tail:
+            self._place_codes()
         if self.sinks:
             torch.clamp(self.packed - self.sink_first, 0, self.sinks, out=self.sink_lens)
         for slab, (lens, _, _) in zip(self.slabs, self._slab_tensors, strict=True):
             lens.fill_(min(max(self.packed - slab.first, 0), slab.span))
         self.tail_first.fill_(self.packed - self.tail_begin)
         self.tail_slot.fill_(self.tail_begin)
-        self.tail_lens.fill_(self.tail_end)
         self.pending_first.fill_(self.past)
         self.pending_lens.fill_(self.pending)
+
+    def _place_codes(self):
+        """Where the tail's tokens are that a draft reads as codes, in slots of their own from the cut on.
+
+        ``exact [B, tokens]`` are sinks among them, which stay as they are, or None. Whether a node is one goes by its
+        depth.
+        """
+        self.codes_first = torch.full_like(self.seq_lens, self.packed)
+        self.codes_lens = self.seq_lens - self.packed
+        self.exact = None
+        if self.packed < self.sink_end:
+            slot = torch.arange(self.packed, self.length, device=self.device)
+            first = (self.seq_lens - self.nodes)[:, None]
+            node = (slot - first).clamp(0, self.nodes - 1)
+            depth = node if self._depths is None else self._depths.gather(1, node)
+            position = torch.where(slot < first, slot, first + depth)
+            self.exact = position < self.sink_first[:, None] + self.sinks
 
     def slab_tensors(self, index: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """lens, first and begin of one slab, as a :class:`~tokops.attention.Part` has them."""
@@ -269,21 +305,27 @@ class Layout:
     # ---- Changes between forwards.
 
     def crop(self, tokens: int) -> tuple[int, int]:
-        """Forget the last tokens; returns positions ``[a, b)`` that layers must decode back into empty tails."""
+        """Forget the last tokens of every sequence.
+
+        Returns positions ``[a, b)`` that layers must decode back into new tails: those of a group that is cut, and,
+        of sequences that are longer, those behind the end of the shortest. ``cropped_tail`` are slots of the old
+        tails, first and count, to be kept behind them.
+        """
+        self.check_crop(tokens)
         self._settle()
-        length = self.length - tokens
-        if not 0 <= length <= self.length:
-            raise ValueError(f"cannot remove {tokens} of {self.length} cached tokens")
-        self.length = self.past = length
+        self._remove(tokens)
+        self.past = length = self.length
+        cut, old = min(self.committed, self.packed), self.packed
         restored = (length, length)
-        if length >= self.packed:
-            self.tail_end = self.tail_begin + length - self.packed
+        if cut == old:
+            self.tail_end = self.tail_begin + max(length - old, 0)
         else:
-            self.packed = length
-            if self.restores and length % self.group:
-                self.packed = length // self.group * self.group
-                restored = (self.packed, length)
-            self.tail_begin, self.tail_end = 0, length - self.packed
+            if self.restores:
+                cut = cut // self.group * self.group
+            restored = (cut, min(old, length))
+            self.cropped_tail = (self.tail_begin, max(length - old, 0))
+            self.packed, self.tail_begin, self.tail_end = cut, 0, length - cut
+            self.tail_capacity = max(self.tail_capacity, self.tail_end)
         self.version += 1
         if self.batch:
             self._place()
@@ -308,6 +350,9 @@ class Layout:
         if self.starts is not None:
             self.starts = self.starts[torch.tensor(rows, device=self.device, dtype=torch.long)]
             self._host_starts = [self._host_starts[row] for row in rows]
+        self._choose(rows)
+        self.past = self.length
+        self.tail_end = self.tail_begin + max(self.length - self.packed, 0)
         self.batch = len(rows)
         self._make_tensors()
         self._place()
@@ -339,7 +384,10 @@ class Layout:
         sinks = sum(min(max(self.absorbed - start, 0), self.sinks) for start in self.host_starts)
         tokens = sum(slab.table.live_tokens() for slab in self.slabs)
         entries = sum(slab.table.pages.size for slab in self.slabs)
-        return self._bytes(tokens, sinks, (self.length - self.absorbed) * self.batch, entries)
+        return self._bytes(tokens, sinks, self._unpacked_tokens(), entries)
+
+    def _unpacked_tokens(self):
+        return int((self.ends(self.absorbed) - self.absorbed).sum())
 
     def allocated_bytes(self) -> int:
         """Bytes of pools, sinks, tails and tables."""
@@ -350,9 +398,9 @@ class Layout:
 
     def full_bytes(self) -> int:
         """Bytes of all sequences' tokens in the model's dtype."""
-        return self.length * self.batch * self.full_token_bytes
+        return int(self.lengths.sum()) * self.full_token_bytes
 
     def live_tokens(self) -> int:
         """Tokens held, each packed one once however many sequences share it."""
         packed = sum(slab.table.live_tokens() for slab in self.slabs)
-        return packed + (self.length - self.absorbed) * self.batch
+        return packed + self._unpacked_tokens()

@@ -10,7 +10,8 @@ from ..attention.parts import flatten
 from ._attention_colsum import attention_colsum
 from ._attention_mass import attention_mass
 from .balancer import balancer
-from .mikv_layout import Cut, Target
+from .importance import add_kept
+from .mikv_layout import Cut, Target, added, at_most, beyond
 from .tail import Tail
 from .tiers import Source, Tier, listed, plain_source, within
 
@@ -52,6 +53,7 @@ class MiKVStore:
         self._tail: Tail | None = None
         self._pending: tuple[Tensor, Tensor] | None = None
         self._unsure: dict[int, Tensor] = {}  # position -> what its row and those after gave, [B, T, Hkv, L]
+        self._drafted: Tensor | None = None  # what the nodes of a draft gave, [B, T, Hkv, L] by slot
         self._flat: tuple[int, tuple[list[Tensor], list[int]]] | None = None
 
     @property
@@ -87,9 +89,14 @@ class MiKVStore:
         elif self._tail is None:
             self._tail = Tail(k, v, layout.tail_capacity)
         else:
-            if layout.tail_capacity > self._tail.k.shape[2]:
+            if layout.tail_move is not None:
+                self._tail.move(*layout.tail_move, layout.tail_capacity)
+            elif layout.tail_capacity > self._tail.k.shape[2]:
                 self._tail.move(0, slot, layout.tail_capacity)
-            self._tail.write(slot, k, v)
+            if layout.length == layout.shortest:
+                self._tail.write(slot, k, v)
+            else:
+                self._tail.write_ends(layout.rows, layout.tail_lens, k, v)
 
     def _newest(self, count):
         """Keys and values ``[B, Hkv, count, D]`` of the first slots of the tail; nothing where there are none."""
@@ -173,7 +180,8 @@ class MiKVStore:
     def observe(self, scores: Tensor, lse: Tensor, softcap: float | None) -> None:
         """Add what rows gave to every token; see :class:`tokops.kvcache.Store`.
 
-        Prompt rows count at once, others if they are still there when the next forward begins.
+        Prompt rows count at once, others if they are still there when the next forward begins, nodes of a draft when
+        they are kept.
         """
         first = scores.shape[3] - scores.shape[1]
         prompt = min(max(self.layout.prompt_end - first, 0), scores.shape[1])
@@ -184,7 +192,30 @@ class MiKVStore:
         if scores.shape[1]:
             scores_of_rows, lse_of_rows = (x.flatten(0, 1)[:, None] for x in (scores, lse))
             given = attention_mass(scores_of_rows, lse_of_rows, self.kv_heads, softcap=softcap)
-            self._unsure[first + prompt] = given.unflatten(0, scores.shape[:2])
+            given = given.unflatten(0, scores.shape[:2])
+            if self.layout.nodes:
+                self._drafted = given
+            else:
+                self._unsure[first + prompt] = given
+
+    def newest(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See :meth:`tokops.kvcache.quantized.QuantizedStore.newest`."""
+        assert self._tail is not None, "the draft is in it"
+        return self._tail.k, self._tail.v, self.layout.rows, self.layout.tail_lens
+
+    def keep(self, rows: Tensor | None, counts: Tensor, most: int) -> None:
+        """A draft is over, and what is kept of it has been moved up. What the kept nodes gave counts from now on.
+
+        Args:
+            rows: ``[B, n]`` int32 nodes, None for the first ones.
+            counts: ``[B]`` int32, how many of a sequence are kept.
+            most: the largest count.
+        """
+        given, self._drafted, self._flat = self._drafted, None, None
+        if given is None or not most:
+            return
+        kept = None if rows is None else rows.long().clamp_min(0)
+        add_kept(self.acc, given, kept, counts, self.layout.seq_lens - counts, most)
 
     def _commit_mass(self):
         """Count what rows gave that were not taken back."""
@@ -203,7 +234,7 @@ class MiKVStore:
         high, low, target = self.high, self.low, self.layout.target(committed)
         first = committed - k.shape[2]
         new = [max(committed - max(first, start), 0) for start in target.starts]
-        surplus = [_surplus(bound, new, target.limits) for bound in (high.least, high.most)]
+        surplus = [beyond(bound, new, target.limits) for bound in (high.least, high.most)]
         most, held = max(surplus[1], default=0), max(high.most, default=0)
         # From here on slot `held + i` is the i-th new token.
         position = torch.arange(first, committed, dtype=torch.int32, device=k.device)
@@ -213,19 +244,19 @@ class MiKVStore:
         leaving = self._least_important(place, visible, target, most)
         incoming = [plain_source(k, v, self.layout.rows, held)]
 
-        low.reserve(max(_sum(low.most, surplus[1]), default=0), self._span(low, first))
+        low.reserve(max(added(low.most, surplus[1]), default=0), self._span(low, first))
         slots, counts = listed(leaving, most)
         fresh = any(n > window for n, window in zip(new, target.windows, strict=True))
         sources = high.sources(held) + incoming * fresh  # the newest do not leave
         self._enter(low, sources, slots, place, counts)
-        low.least, low.most = _sum(low.least, surplus[0]), _sum(low.most, surplus[1])
+        low.least, low.most = added(low.least, surplus[0]), added(low.most, surplus[1])
 
         if fresh:
             slots, counts = listed(leaving[..., :held], most)
         if any(n > limit for n, limit in zip(high.most, target.limits, strict=True)):  # after a crop
             high.remove(leaving[..., :held], most, self.where)
             slots, counts, high.least = slots[..., :0], torch.zeros_like(counts), [0] * len(k)
-        lens = [_least(_sum(bound, new), target.limits) for bound in (high.least, high.most)]
+        lens = [at_most(added(bound, new), target.limits) for bound in (high.least, high.most)]
         high.reserve(max(lens[1], default=0), self._span(high, first))
         staying, entering = listed(visible & ~leaving[..., held:], max(lens[1], default=0))
         self._enter(high, incoming, staying + held, place, entering, (slots, counts))
@@ -315,7 +346,11 @@ class MiKVStore:
         length, self._flat = self.layout.length, None
         if not self.kv_heads:
             return
-        self.acc[..., length:] = 0
+        if length == self.layout.shortest:
+            self.acc[..., length:] = 0
+        else:
+            slot = torch.arange(self.acc.shape[2], device=self.acc.device)
+            self.acc.masked_fill_((slot >= self.seq_lens[:, None])[:, None], 0)
         if length >= self._settled:
             return
         for tier in (self.high, self.low):
@@ -350,11 +385,11 @@ class MiKVStore:
         """Of the tokens held, with all that is kept of them."""
         if not self.kv_heads:
             return 0
-        batch, tiers = len(self.where), (self.high, self.low)
+        tiers = (self.high, self.low)
         pools = sum(tier.live_slots() * tier.token_bytes + tier.index_bytes() for tier in tiers)
         positions = sum(int(tier.lens.sum()) * 4 for tier in tiers)
-        arrays = batch * self.kv_heads * self.length * 8  # where and acc
-        tail = (self.length - self._settled) * batch * self.full_token_bytes
+        arrays = self.kv_heads * int(self.layout.lengths.sum()) * 8  # where and acc
+        tail = self._tail_tokens() * self.full_token_bytes
         return pools + positions + arrays + tail + (0 if self.bal is None else self.bal.numel() * 4)
 
     def allocated_bytes(self) -> int:
@@ -372,16 +407,7 @@ class MiKVStore:
         if not self.kv_heads:
             return 0
         pools = (self.high.live_slots() + self.low.live_slots()) // self.kv_heads
-        return pools + (self.length - self._settled) * len(self.where)
+        return pools + self._tail_tokens()
 
-
-def _sum(a: list[int], b: list[int]) -> list[int]:
-    return [x + y for x, y in zip(a, b, strict=True)]
-
-
-def _least(a: list[int], b: list[int]) -> list[int]:
-    return [min(x, y) for x, y in zip(a, b, strict=True)]
-
-
-def _surplus(held: list[int], new: list[int], limits: list[int]) -> list[int]:
-    return [max(n + m - limit, 0) for n, m, limit in zip(held, new, limits, strict=True)]
+    def _tail_tokens(self):
+        return int((self.layout.ends(self._settled) - self._settled).sum())

@@ -1,6 +1,7 @@
 """How many tokens MiKV keeps in which precision, and where a forward stands: host bookkeeping that layers share."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .codec import Codec
+from .lengths import Lengths
 
 _SPARE = 64  # slots of a tail beyond the committed tokens that it must hold: drafts
 
@@ -49,6 +51,21 @@ class Policy:
         return max(high, self.sinks + self.window(length))
 
 
+def added(a: list[int], b: list[int]) -> list[int]:
+    """a + b, number by number."""
+    return [x + y for x, y in zip(a, b, strict=True)]
+
+
+def at_most(a: list[int], limits: list[int]) -> list[int]:
+    """The smaller of every two."""
+    return [min(x, y) for x, y in zip(a, limits, strict=True)]
+
+
+def beyond(held: list[int], new: list[int], limits: list[int]) -> list[int]:
+    """What held and new tokens together are beyond the limits."""
+    return [max(n + m - limit, 0) for n, m, limit in zip(held, new, limits, strict=True)]
+
+
 def _ceil(x: float) -> int:
     return math.ceil(x - 1e-9)  # 0.1 * 30 is 3
 
@@ -66,11 +83,12 @@ class Target:
     starts: list[int]
 
 
-class Cut:
+class Cut(Lengths):
     """Where every sequence is cut into pools and tail; see :class:`~tokops.kvcache.layout.Layout` for the calls.
 
     Positions below ``settled`` are in the pools, later ones in the tail, or, while a prompt is read, in its own
-    tensors. Tokens that are in the cache when a forward begins are committed.
+    tensors. Tokens that are in the cache when a forward begins are committed. All sequences go to the pools together,
+    ``interval`` tokens of the shortest that is not finished.
     """
 
     def __init__(self, policy: Policy, page: int):
@@ -80,7 +98,9 @@ class Cut:
 
     def reset(self) -> None:
         """Hold nothing."""
-        self.length = self.settled = self.past = self.prompt_end = 0
+        self._clear()
+        self.settled = self.past = self.prompt_end = 0
+        self.tail_move: tuple[int, int] | None = None
         self.batch = self.pending = self.due = 0
         self.tail_capacity = self.policy.interval + _SPARE
         self.version = 0
@@ -94,34 +114,38 @@ class Cut:
         """Layers that hold tokens."""
         return sum(store.kv_heads > 0 for store in self.stores)
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of every sequence."""
-        return np.full(self.batch, self.length, np.int64)
-
-    @property
-    def shortest(self) -> int:
-        """The smallest length."""
-        return self.length
-
     # ---- A forward.
 
-    def begin(self, batch: int, rows: int, prompt_rows: int, device: torch.device) -> None:
-        """Plan a forward of new tokens: whether the tail's go to the pools before it, and where new ones go."""
-        self._finish()
+    def begin(
+        self,
+        batch: int,
+        rows: int,
+        prompt_rows: int,
+        device: torch.device,
+        draft: bool = False,
+        depths: Tensor | None = None,
+    ) -> None:
+        """Plan a forward of new tokens: whether the tail's go to the pools before it, and where new ones go.
+
+        The tokens of a ``draft`` are behind the end of each sequence until :meth:`keep`; their depths do not matter.
+        """
+        self._absorb()
         if not self._started:
             self.batch, self.device, self._started = batch, device, True
+            self._start(batch)
             self._make_tensors()
         elif batch != self.batch:
             raise ValueError(f"the cache holds {self.batch} sequences, the new tokens are for {batch}")
-        self.past = self.length
-        self.length += rows
+        self.past, committed = self.length, self.committed
+        self._add(rows, draft)
         self.prompt_end = self.past + prompt_rows
-        self.pending, self.due = (rows, 0) if prompt_rows else (0, self.past - self.settled)
+        self.pending, self.due = (rows, 0) if prompt_rows else (0, committed - self.settled)
         if self.due < self.policy.interval:
             self.due = 0
-        if prompt_rows or self.due:
+        if prompt_rows or self.due or draft:
             self.version += 1
+        ahead = self.past - self.settled - self.due  # of longer sequences, not due yet
+        self.tail_move = (self.due, ahead) if self.due and ahead else None
         self.settled += self.due
         count = self.length - (self.prompt_end if prompt_rows else self.settled)
         if count > self.tail_capacity:
@@ -129,11 +153,30 @@ class Cut:
             self.version += 1
         self._place()
 
-    def _finish(self):
+    def _absorb(self):
         """Once a prompt is absorbed its tokens are in the pools, and what came with it is alone in the tail."""
         if self.pending:
             self.settled, self.pending = self.prompt_end, 0
             self.version += 1
+
+    def room(self) -> list[int]:
+        """How many tokens every sequence may commit until more go to the pools; 0 for one that is ahead of others."""
+        settled = self.prompt_end if self.pending else self.settled
+        if not self.nodes and self.committed - settled >= self.policy.interval:
+            settled = self.committed
+        return self._room(settled + self.policy.interval)
+
+    def keep(self, nodes: int, counts: np.ndarray, change: Tensor) -> None:
+        """Of the last ``nodes`` tokens of every sequence hold ``counts [B]``; layers have moved them up."""
+        self._keep(nodes, counts)
+        self.past = self.length
+        self.due = 0
+        self.version += 1
+        self._place()
+
+    def finish(self, done: Sequence[bool]) -> None:
+        """Say which sequences get no more tokens."""
+        self._finish(done, self.settled)
 
     def see_starts(self, starts: Tensor | None) -> None:
         """Note the first visible position of every sequence, once, while the first prompt is read."""
@@ -169,24 +212,39 @@ class Cut:
     @property
     def tail_end(self) -> int:
         """Slots of the tail in use; slot 0 holds position ``settled``."""
-        return (self.past if self.pending else self.length) - self.settled
+        return max((self.past if self.pending else self.length) - self.settled, 0)
 
     def _place(self):
-        self.seq_lens.fill_(self.length)
         self.tail_first.fill_(self.settled)
-        self.tail_lens.fill_(self.tail_end)
+        if self.length == self.shortest:
+            self.seq_lens.fill_(self.length)
+            self.tail_lens.fill_(self.tail_end)
+        else:
+            self.seq_lens.copy_(torch.from_numpy(self.ends(self.settled).astype(np.int32)))
+            self.tail_lens.copy_(self.seq_lens - self.settled)
         self.pending_first.fill_(self.past)
         self.pending_lens.fill_(self.pending)
 
     # ---- Changes between forwards.
 
+    def check_crop(self, tokens: int) -> None:
+        """See :meth:`Lengths.check_crop`: of sequences of different lengths none is cropped into its pools.
+
+        Tokens of the longer ones cannot leave them again.
+        """
+        super().check_crop(tokens)
+        if self.length > self.shortest and self.committed - tokens < self.settled:
+            raise RuntimeError(
+                f"MiKV: cannot remove {tokens} tokens of sequences of {self.shortest}..{self.length} tokens, of which "
+                f"{self.settled} are in pools"
+            )
+
     def crop(self, tokens: int) -> tuple[int, int]:
-        """Forget the last tokens; layers take those that are in pools out of them."""
-        self._finish()
-        length = self.length - tokens
-        if not 0 <= length <= self.length:
-            raise ValueError(f"cannot remove {tokens} of {self.length} cached tokens")
-        self.length = self.past = length
+        """Forget the last tokens of every sequence; layers take those that are in pools out of them."""
+        self.check_crop(tokens)
+        self._absorb()
+        self._remove(tokens)
+        self.past = length = self.length
         self.settled = min(self.settled, length)
         self.due = 0
         self.version += 1
@@ -199,9 +257,11 @@ class Cut:
 
     def select(self, rows: list[int]) -> None:
         """Keep the sequences ``rows``, in that order."""
-        self._finish()
+        self._absorb()
         if not self._started:
             return
+        self._choose(rows)
+        self.past = self.length
         if self.starts is not None:
             self.starts = self.starts[torch.tensor(rows, device=self.device, dtype=torch.long)]
             self._host_starts = [self._host_starts[row] for row in rows]
@@ -211,7 +271,7 @@ class Cut:
 
     def unshare(self) -> None:
         """Give every sequence pages of its own, once layers follow."""
-        self._finish()
+        self._absorb()
         self.version += 1
 
     # ---- Bytes, of all layers.
@@ -230,7 +290,7 @@ class Cut:
 
     def full_bytes(self) -> int:
         """Bytes of all sequences' tokens in the model's dtype."""
-        return self.length * self.batch * sum(store.full_token_bytes for store in self.stores)
+        return int(self.lengths.sum()) * sum(store.full_token_bytes for store in self.stores)
 
     def live_tokens(self) -> int:
         """Tokens held by one layer, those that sequences share once."""

@@ -10,10 +10,10 @@ from torch import Tensor
 from ..attention import Part
 from ._kv_append import kv_append
 from ._minicache_merge import minicache_merge
-from .layout import Segment
 from .minicache import minicache_retain, minicache_threshold
 from .pool import Pool
 from .retained import Retained
+from .slabs import Segment
 
 if TYPE_CHECKING:
     from .pairs import PairLayout, PairStore

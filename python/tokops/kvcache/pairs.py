@@ -6,10 +6,10 @@ from torch import Tensor
 
 from ..attention import Part
 from .codec import Codec
-from .layout import Segment, Slab
 from .pair import LEAST_TOKENS, MergeRule, Pair, PairPool
 from .pool import Pool
 from .quantized import QuantizedLayout, QuantizedStore
+from .slabs import Segment, Slab
 
 
 class PairLayout(QuantizedLayout):

@@ -9,8 +9,9 @@ from ._hadamard import hadamard
 from ._kv_append import kv_append
 from ._quantize import head_scale
 from .codec import Codec
-from .layout import Layout, Segment
+from .layout import Layout
 from .pool import Grid, Pool
+from .slabs import Segment
 from .tail import Tail
 
 
@@ -76,6 +77,20 @@ class QuantizedLayout(Layout):
                 self.fixed_bytes += grid
 
 
+def _append(keys: Pool, values: Pool, table, seq_lens, k, v, starts=None) -> None:
+    kv_append(
+        *keys.tensors,
+        *values.tensors,
+        table,
+        seq_lens,
+        k,
+        v,
+        k_codec=keys.codec.write_code,
+        v_codec=values.codec.write_code,
+        starts=starts,
+    )
+
+
 class QuantizedStore:
     """Sinks, packed slabs and a tail of one layer; see :class:`tokops.kvcache.Store`."""
 
@@ -92,6 +107,9 @@ class QuantizedStore:
         self._tail: Tail | None = None
         self._sinks: tuple[Tensor, Tensor] | None = None  # [B, sinks, Hkv, D]
         self._pending: tuple[Tensor, Tensor] | None = None
+        #: Keys and values ``[B, T, Hkv, D]`` of a draft that parts hold as others see them, neither packed nor rotated.
+        self.own: tuple[Tensor, Tensor] | None = None
+        self._codes: tuple[Pool, Pool] | None = None  # the tail as it will be packed
         self._flat: tuple[int, tuple[list[Tensor], list[int]]] | None = None
 
     @property
@@ -118,6 +136,7 @@ class QuantizedStore:
             self._pack(segment, *self._tail.read(slot, slot + segment.end - segment.begin))
         if layout.tail_move is not None and self._tail is not None:
             self._tail.move(*layout.tail_move, layout.tail_capacity)
+        new = (k, v)
         if self.rotate:
             k, v = hadamard(k), hadamard(v)
         if layout.pending:
@@ -125,7 +144,46 @@ class QuantizedStore:
         elif self._tail is None:
             self._tail = Tail(k, v, layout.tail_capacity)
         else:
-            self._tail.write(layout.tail_end - k.shape[1], k, v)
+            if layout.length == layout.shortest:
+                self._tail.write(layout.tail_end - k.shape[1], k, v)
+            else:
+                self._tail.write_ends(layout.rows, layout.tail_lens, k, v)
+        self.own = self._codes = None
+        if layout.codes_tail and self._has_grids():
+            self.own = new
+            self._code_tail()
+
+    def _has_grids(self):
+        """Whether it is known how tokens will be packed: the scale of a head is set by the first that are."""
+        codecs = zip(self.layout.codecs, self._grids, strict=True)
+        return all(c.kind == "full" or c.geometry != "head" or grid is not None for c, grid in codecs)
+
+    def _code_tail(self):
+        """The tail's tokens, those of the draft among them, as they will be packed: one page per sequence."""
+        layout = self.layout
+        assert self._tail is not None, "the draft is in it"
+        k, v = self._tail.read(layout.tail_begin, layout.tail_end)
+        shape = (
+            self.kv_heads,
+            max(k.shape[1], 2),
+            self._dim,
+        )  # two, or a page would be like a scale per head
+        keys, values = (
+            Pool(codec, shape, layout.batch, self._dtype, self._device, grid)
+            for codec, grid in zip(layout.codecs, self._grids, strict=True)
+        )
+        lens = torch.full_like(layout.seq_lens, k.shape[1])
+        _append(keys, values, layout.rows, lens, k, v)
+        self._codes = (keys, values)
+
+    def keep(self, rows: Tensor | None, counts: Tensor, most: int) -> None:
+        """A draft is over, and what is kept of it has been moved; see :meth:`tokops.kvcache.mikv.MiKVStore.keep`."""
+        self.own = self._codes = self._flat = None
+
+    def newest(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Keys, values, page table, and slots in use ``[B]`` of where a draft's tokens are, at the end."""
+        assert self._tail is not None, "the draft is in it"
+        return self._tail.k, self._tail.v, self.layout.rows, self.layout.tail_lens
 
     def absorb(self, q: Tensor | None = None, **options) -> None:
         """After a prompt's attention: pack its tokens, and keep the rest in the tail."""
@@ -188,17 +246,7 @@ class QuantizedStore:
         keys, values = self._pools[segment.slab]
         table = layout.slabs[segment.slab].table.table
         assert table is not None  # the segment has pages
-        kv_append(
-            *keys.tensors,
-            *values.tensors,
-            table,
-            segment.seq_lens,
-            k,
-            v,
-            k_codec=keys.codec.write_code,
-            v_codec=values.codec.write_code,
-            starts=segment.starts,
-        )
+        _append(keys, values, table, segment.seq_lens, k, v, segment.starts)
         if self._sinks is not None:
             self._keep_sinks(self._sinks, segment.begin, k, v)
 
@@ -239,11 +287,31 @@ class QuantizedStore:
                 parts.append(Part(block_table=table, lens=lens, first=first, begin=begin, **operands))
         if self._tail is not None and layout.tail_end > layout.tail_begin:
             tail = {"first": layout.tail_first, "begin": layout.tail_slot}
-            parts.append(Part(self._tail.k, self._tail.v, layout.rows, layout.tail_lens, **tail))
+            if self._codes is None or layout.exact is not None:
+                norms = (
+                    {}
+                    if self._codes is None
+                    else {"k_norm": self._only(layout.exact, layout.tail_begin, self._tail.k)}
+                )
+                parts.append(Part(self._tail.k, self._tail.v, layout.rows, layout.tail_lens, **tail, **norms))
+        if self._codes is not None:
+            codes = self._operands(*self._codes)
+            if layout.exact is not None:
+                codes["k_norm"] = self._only(~layout.exact, 0, codes["k"])
+            parts.append(
+                Part(block_table=layout.rows, lens=layout.codes_lens, first=layout.codes_first, **codes)
+            )
         if self._pending is not None:
             k, v = (x.transpose(1, 2) for x in self._pending)
             parts.append(Part(k, v, layout.rows, layout.pending_lens, first=layout.pending_first))
         return parts
+
+    @staticmethod
+    def _only(held: Tensor, begin: int, pages: Tensor) -> Tensor:
+        """Norms of pages of which only slots from ``begin`` on where ``held [B, n]`` holds are taken to be filled."""
+        norms = torch.full(pages.shape[:3], torch.nan, dtype=torch.float16, device=pages.device)
+        norms[:, :, begin : begin + held.shape[1]].masked_fill_(held[:, None], 1.0)
+        return norms
 
     def _operands(self, keys: Pool, values: Pool) -> dict:
         """The fields of a part that packed pages are."""
@@ -262,24 +330,29 @@ class QuantizedStore:
         begin, end = restored
         if begin == end:
             return
+        slot, count = self.layout.cropped_tail
         k, v = self._restored(begin, end)
         if self._sinks is not None:
             for x, sinks in zip((k, v), self._sinks, strict=True):
                 self._put_sinks(begin, x, sinks)
+        if count:
+            assert self._tail is not None, "the longer sequences' newest tokens are in it"
+            k, v = (torch.cat(x, 1) for x in zip((k, v), self._tail.read(slot, slot + count), strict=True))
         self._tail = Tail(k, v, self.layout.tail_capacity)
 
     def _restored(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        """Packed tokens ``[begin, end)`` of one page, decoded to ``[B, T, Hkv, D]``."""
-        index, slab = next(
-            (i, s) for i, s in enumerate(self.layout.slabs) if s.first <= begin < s.first + s.span
-        )
-        column, slot = divmod(begin - slab.first, self.layout.page)
-        pages = torch.from_numpy(slab.table.pages[:, column]).long().to(self._device)
-        k, v = (
-            self._read(pool, pages)[:, :, slot : slot + end - begin].transpose(1, 2).to(self._dtype)
-            for pool in self._pools[index]
-        )
-        return k, v
+        """Packed tokens ``[begin, end)``, decoded to ``[B, T, Hkv, D]``."""
+        sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for slab, pools in zip(self.layout.slabs, self._pools, strict=False):
+            at, stop = max(begin, slab.first) - slab.first, min(end, slab.first + slab.span) - slab.first
+            while at < stop:
+                column, slot = divmod(at, self.layout.page)
+                last = min(slot + stop - at, self.layout.page)
+                pages = torch.from_numpy(slab.table.pages[:, column]).long().to(self._device)
+                for side, pool in zip(sides, pools, strict=True):
+                    side.append(self._read(pool, pages)[:, :, slot:last].transpose(1, 2).to(self._dtype))
+                at += last - slot
+        return torch.cat(sides[0], 1), torch.cat(sides[1], 1)
 
     def _read(self, pool: Pool, pages: Tensor) -> Tensor:
         """The vectors in pages ``[n]``, decoded: ``[n, H, P, D]`` float32."""

@@ -134,7 +134,9 @@ def _check_values(
             depth = _depth(b, i, par)
             if depth is None:
                 continue
-            _refuse(i == 0 or 0 <= tok[i] < v, f"tokens must be 0..{v - 1}, got {tok[i]} at node {i} of tree {b}")
+            _refuse(
+                i == 0 or 0 <= tok[i] < v, f"tokens must be 0..{v - 1}, got {tok[i]} at node {i} of tree {b}"
+            )
             _refuse(
                 depth <= max_depth, f"node {i} of tree {b} is deeper than {max_depth}, the tree's max_depth"
             )
