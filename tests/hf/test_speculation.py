@@ -205,6 +205,25 @@ def test_a_conversation_continues_on_its_cache(given, model, prompts):
         assert torch.equal(out[:, -NEW:], expected[:, -NEW:])
 
 
+def test_a_drafter_learns_the_tokens_that_generate_was_given(model, prompts):
+    seen = []
+
+    class Listening(Odd):
+        def begin(self, session, hidden):
+            seen.append([list(text) for text in session.tokens])
+
+    mask = torch.nn.functional.pad(prompts["attention_mask"], (0, 3), value=1)
+    more = torch.randint(3, 97, (2, 3), generator=torch.Generator().manual_seed(4))
+    with tokops.patch(model, Speculate(lambda model: Listening())) as run:
+        cache = run.new_cache()
+        with torch.no_grad():
+            model(**prompts, past_key_values=cache)
+        out = model.generate(more, attention_mask=mask, **GREEDY, past_key_values=cache)
+        whole = model.generate(torch.cat([prompts["input_ids"], more], 1), attention_mask=mask, **GREEDY)
+    assert seen[0] == out[:, :4].tolist()
+    assert seen[1] == [whole[0, 6:25].tolist(), whole[1, :25].tolist()]
+
+
 @pytest.mark.parametrize("copied", [True, False])
 @pytest.mark.parametrize("draft", ["early_exit", "right trees"])
 def test_continuations_that_share_the_pages_of_one_document(draft, copied, model, prompts):
