@@ -9,8 +9,8 @@ namespace tokops {
 namespace {
 
 constexpr int kLawThreads = 1024, kLawWarps = kLawThreads / 32;
-constexpr int kSumTile = 2 * kLawThreads;
-constexpr int kMostSumTiles = kMostVocabulary / kSumTile;
+constexpr int kLeastTile = 512, kMostTile = 2 * kLawThreads;  // tokens of a tile of sums
+constexpr int kMostSumTiles = kMostVocabulary / kMostTile;
 constexpr int kClusterBlocks = 8;
 
 struct LawShared {
@@ -35,8 +35,10 @@ class LawTeam {
  public:
   // count: tokens of a row.
   __device__ LawTeam(LawShared& shared, int count) : s(shared) {
-    const int tiles = (count + kSumTile - 1) / kSumTile;
-    per_ = (tiles + kBlocks - 1) / kBlocks * kSumTile;
+    tile_ = kLeastTile;
+    while (tile_ < kMostTile && count > kBlocks * tile_ * kLawWarps) tile_ *= 2;
+    const int tiles = (count + tile_ - 1) / tile_;
+    per_ = (tiles + kBlocks - 1) / kBlocks * tile_;
     first_ = rank() * per_;
     last_ = min(count, first_ + per_);
   }
@@ -63,14 +65,16 @@ class LawTeam {
 
   template <class Logit>
   __device__ Largest largest(const Logit& logit) {
-    int64_t best = INT64_MIN;
+    float high = -INFINITY;
+    int at = kMostVocabulary;
 #pragma unroll 8
     for (int x = first_ + int(threadIdx.x); x < last_; x += kLawThreads) {
-      const int64_t key = score_key(exact::bits_of(logit(x)));
-      const int64_t own = key * (int64_t(1) << 32) + (kMostVocabulary - x);
-      best = own > best ? own : best;
+      const float l = logit(x);
+      if (l > high) at = x;
+      high = l > high ? l : high;
     }
-    best = block_max(best);
+    const int64_t key = score_key(exact::bits_of(high));
+    int64_t best = block_max(key * (int64_t(1) << 32) + (kMostVocabulary - at));
     if constexpr (kBlocks > 1) {
       const unsigned long long* all = exchange(static_cast<unsigned long long>(best));
       for (int r = 0; r < kBlocks; ++r) best = int64_t(all[r]) > best ? int64_t(all[r]) : best;
@@ -84,9 +88,9 @@ class LawTeam {
     const int lane = threadIdx.x % 32;
     __syncthreads();
     unsigned long long own = 0;
-    for (int tile = threadIdx.x / 32; first_ + tile * kSumTile < last_; tile += kLawWarps) {
-      const int x0 = first_ + tile * kSumTile + lane;
-      const int x1 = min(last_, first_ + (tile + 1) * kSumTile);
+    for (int tile = threadIdx.x / 32; first_ + tile * tile_ < last_; tile += kLawWarps) {
+      const int x0 = first_ + tile * tile_ + lane;
+      const int x1 = min(last_, first_ + (tile + 1) * tile_);
       unsigned long long sum = 0;
 #pragma unroll 8
       for (int x = x0; x < x1; x += 32) sum += f(x);
@@ -121,7 +125,7 @@ class LawTeam {
     if (threadIdx.x != 0) return;
     const int owner = x / per_;
     if constexpr (kBlocks > 1) s.sums[owner] -= w;
-    if (owner == rank()) s.tiles[(x - first_) / kSumTile] -= w;
+    if (owner == rank()) s.tiles[(x - first_) / tile_] -= w;
   }
 
   // The law of a row of sane logits and the sum of its weights in units of 2^-40; no weight at all:
@@ -151,7 +155,8 @@ class LawTeam {
 
  private:
   LawShared& s;
-  int per_, first_, last_;  // tokens of a block, and the run of this one
+  int tile_, per_;    // tokens of a tile, of a block
+  int first_, last_;  // the run of this block
   int turn_ = 0;
 
   __device__ unsigned long long block_sum(unsigned long long own) {
@@ -184,8 +189,9 @@ class LawTeam {
   __device__ void find_own(unsigned long long t, const F& f) {
     int tile = 0;
     while (s.tiles[tile] <= t) t -= s.tiles[tile++];
-    const int lane = threadIdx.x % 32, x = first_ + tile * kSumTile + 2 * int(threadIdx.x);
-    const unsigned long long first = x < last_ ? f(x) : 0, second = x + 1 < last_ ? f(x + 1) : 0;
+    const int lane = threadIdx.x % 32, begin = first_ + tile * tile_;
+    const int end = min(last_, begin + tile_), x = begin + 2 * int(threadIdx.x);
+    const unsigned long long first = x < end ? f(x) : 0, second = x + 1 < end ? f(x + 1) : 0;
     unsigned long long upto = first + second;
     for (int o = 1; o < 32; o *= 2) {
       const unsigned long long other = __shfl_up_sync(kFullWarp, upto, o);

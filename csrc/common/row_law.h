@@ -44,7 +44,9 @@ TOKOPS_HD float raw_weight(const RowLaw& r, float logit) {
 // Weight of token x, whose logit is sane.
 TOKOPS_HD float weight(const RowLaw& r, float logit, int x) {
   const float w = raw_weight(r, logit);
-  return inside(r, score_key(exact::bits_of(logit)), x) & (w >= r.least) ? w : 0.f;
+  const bool heavy = w >= r.least;
+  if (r.cut_key == kKeyOfMinusInf + 1) return heavy ? w : 0.f;  // -inf weighs nothing by itself
+  return inside(r, score_key(exact::bits_of(logit)), x) & heavy ? w : 0.f;
 }
 
 // Where a cut falls: the key at which a running sum, from the largest key down, reaches its limit,

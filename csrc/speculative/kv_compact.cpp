@@ -77,6 +77,8 @@ void kv_compact_op(const std::vector<Tensor>& pools, const Tensor& block_table, 
   const Tensor table = contiguous(block_table), starts = contiguous(base), kept = contiguous(rows);
   const auto live = contiguous_or_none(counts);
   const int64_t pages = table.size(table.dim() - 1);
+  STD_TORCH_CHECK(pages * pools.front().size(2) < INT32_MAX, kOp,
+                  ": pages * page size must be below 2^31, got ", pages * pools.front().size(2));
   KvCompact p{};
   p.table = static_cast<const int32_t*>(table.const_data_ptr());
   p.H = int32_t(per_head ? shape[1] : pools.front().size(1));

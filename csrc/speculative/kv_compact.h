@@ -28,12 +28,15 @@ void kv_compact(const KvCompact& p,
 
 namespace {  // headers of .isa.cpp files must not emit shared symbols
 
-// Byte offset of a position's row in every pool, or -1.
-TOKOPS_HD int64_t row_at(const KvCompact& p, int64_t b, int64_t h, int64_t position) {
+// Byte offset of a position's row in the first head of every pool, or -1. Lists are heads that have
+// tables of their own, whose pools have one head.
+TOKOPS_HD int64_t row_at(const KvCompact& p, int64_t b, int64_t list, int64_t position) {
   if (position < 0 || position >= int64_t(p.pages) * p.P) return -1;
-  const int64_t page = p.table[b * p.table_b + h * p.table_h + position / p.P];
+  const uint32_t slot = uint32_t(position) % uint32_t(p.P);
+  const int64_t page =
+      p.table[b * p.table_b + list * p.table_h + uint32_t(position) / uint32_t(p.P)];
   if (page < 0 || page >= p.pages_in_pool) return -1;
-  return page * p.page + h * p.head + position % p.P * p.slot;
+  return page * p.page + slot * p.slot;
 }
 
 TOKOPS_HD int live_rows(const KvCompact& p, int64_t b) {

@@ -11,6 +11,7 @@ constexpr int64_t kBytesPerTask = 64 << 10;
 
 // One (sequence, head) of one pool, in order: a row is written only after it was read.
 void compact_head(const KvCompact& p, char* pool, int64_t b, int64_t h) {
+  if (!p.table_h) pool += h * p.head;
   const int64_t base = p.base[b * p.base_b + h * p.base_h];
   const int live = live_rows(p, b);
   for (int j = 0; j < live; ++j) {

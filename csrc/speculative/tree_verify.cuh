@@ -61,6 +61,7 @@ struct BlockRows {
   Source row;
   RowLaw law;
   double row_mass = 1;
+  unsigned long long weighed = 0;  // what weighing the row has summed and kept; 0 once it is gone
   int read = 0;
 
   __device__ BlockRows(const TreeVerify& p_, VerifyShared& s_, int b_)
@@ -72,12 +73,14 @@ struct BlockRows {
   __device__ bool open(int node) {
     ++read;
     row = Source(p, b, node);
+    weighed = 0;
     if (row.given()) return true;
     LawSettings set = p.settings;
     if (p.mode == Verify::lantern && set.temperature == 0) set = {1, 1, 0, 0};
     const Source from = row;
     const unsigned long long all = team.weigh(&law, set, [&](int x) { return from.logit(x); });
     row_mass = exact::mul(double(all), exact::kUnit);
+    weighed = all;
     return all != 0;
   }
   __device__ float q(int x) const {
@@ -97,8 +100,12 @@ struct BlockRows {
     return high.key > kKeyOfMinusInf ? high.token : -1;
   }
 
+  __device__ uint64_t row_total() {
+    return weighed ? weighed : total([&](int x) { return q(x); });
+  }
   template <class F>
   __device__ uint64_t total(const F& f) {
+    weighed = 0;
     return team.sum_tiles([&](int x) -> unsigned long long { return exact::fixed(f(x)); });
   }
   template <class F>
@@ -106,6 +113,7 @@ struct BlockRows {
     return team.find(t, [&](int x) -> unsigned long long { return exact::fixed(f(x)); });
   }
   __device__ uint64_t discount(int x, uint64_t w) {
+    weighed = 0;
     team.discount(x, w);
     return w;
   }

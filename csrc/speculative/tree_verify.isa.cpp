@@ -99,6 +99,9 @@ struct HostRows {
     return best;
   }
 
+  uint64_t row_total() {
+    return total([&](int x) { return row[x]; });
+  }
   template <class F>
   uint64_t total(const F& f) {
     return sums.fill(p.V, f);

@@ -126,9 +126,8 @@ struct Walk {
   }
   // A token from the whole row that is open; -1 if it holds nothing.
   TOKOPS_HD int draw_target(Use use) const {
-    const auto f = [&](int x) { return e.q(x); };
-    const uint64_t total = e.total(f);
-    return total ? draw(total, use, f) : -1;
+    const uint64_t total = e.row_total();
+    return total ? draw(total, use, [&](int x) { return e.q(x); }) : -1;
   }
 
   TOKOPS_HD static float subtracted(float r, float c, float p_x) {
@@ -175,7 +174,7 @@ struct Walk {
       if (bar < sum) return c;
       last = c;
     }
-    uint64_t total = e.total([&](int x) { return e.q(x); });
+    uint64_t total = e.row_total();
     for (int c = first(cur); c >= 0; c = next(c))
       if (!tried(cur, c, token(c))) total -= e.discount(token(c), exact::fixed(e.q(token(c))));
     if (total == 0) return fall_back(last);

@@ -6,7 +6,7 @@ from test_every_method import METHODS
 from tiny_models import FAMILIES, build
 
 import tokops
-from tokops.methods import Dense
+from tokops.methods import CNTP, Dense
 
 pytestmark = [
     pytest.mark.cuda,
@@ -51,10 +51,12 @@ def test_families(family, text):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_generate(name, text):
-    """Greedy tokens in bfloat16, of a batch with beams and without."""
+    """Tokens in bfloat16 of a batch: greedy but where a method lives on chance; with beams where it has no loop."""
+    method = METHODS[name][0]
     model = build("llama", num_hidden_layers=7, head_dim=64).to("cuda", torch.bfloat16)
     ids = text[:, :40].cuda()
-    with tokops.patch(model, METHODS[name][0], page_size=16):
-        for beams in (1, 2) if "corrected" not in name else (1,):
-            out = model.generate(ids, max_new_tokens=12, do_sample=False, num_beams=beams)
+    with tokops.patch(model, method, page_size=16):
+        for beams in (1, 2) if method.loop is None else (1,):
+            chance = {"do_sample": True} if isinstance(method, CNTP) else {"do_sample": False}
+            out = model.generate(ids, max_new_tokens=12, num_beams=beams, **chance)
             assert out.shape == (2, 52)

@@ -1,5 +1,6 @@
 """Trained drafters on disk: a folder with ``drafter.safetensors`` and ``drafter.json``."""
 
+import copy
 import json
 import os
 import pathlib
@@ -122,4 +123,14 @@ def trained_draft(method: Any, model: Any, kind: type, load: Callable[[Any, Any]
     known = known if method.acceptance is None else method.acceptance
     if known is None and method.tree is None:
         raise ValueError(f"{name}: acceptance must be given where draft brings none, got None")
-    return draft, known
+    return _beside(draft, model), known
+
+
+def _beside(draft: Any, model: Any) -> Any:
+    """A drafter's parameters on the model's device and in its dtype; what is elsewhere is copied, not moved."""
+    if isinstance(draft, Tensor):
+        return draft.to(model.device, model.dtype)
+    own = next(draft.parameters(), None)
+    if own is None or (own.device, own.dtype) == (model.device, model.dtype):
+        return draft
+    return copy.deepcopy(draft).to(model.device, model.dtype)

@@ -46,6 +46,9 @@ def _check(pools, block_table, base, rows, counts):
             _NAME,
             f"{name} must be [N, H, P, D] with N {n}, H {heads}, P {size}, got {list(pool.shape)}",
         )
+    if pools:
+        room = block_table.shape[-1] * pools[0].shape[2]
+        refuse_unless(room < 2**31 - 1, _NAME, f"pages * page size must be below 2^31, got {room}")
 
 
 def _check_values(pools, block_table, base, rows, counts):
