@@ -45,7 +45,7 @@ def drafts(truth):
         {"top_k": 0},
         {"temperature": 0.6, "top_k": 7},
         {"temperature": 1.4, "top_k": 0, "top_p": 0.8},
-        {"top_k": 30, "top_p": 0.95, "min_p": 0.02},
+        {"top_k": 30, "top_p": 0.95, "min_p": 0.2},
         {"top_k": 0, "repetition_penalty": 1.4, "no_repeat_ngram_size": 2},
         {"top_k": 9, "typical_p": 0.9, "renormalize_logits": True},
     ],
@@ -62,7 +62,9 @@ def test_matching_plain_sampling_gives_its_tokens(settings, model, prompts):
                 assert run.report().tokens_per_call > 1.3, "drafts are meant to be accepted"
 
 
-@pytest.mark.parametrize("settings", [{"top_k": 0}, {"temperature": 0.7, "top_k": 9, "top_p": 0.9}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"top_k": 0, "min_p": 0.2}, {"temperature": 0.7, "top_k": 9, "top_p": 0.9}], ids=str
+)
 def test_no_draft_is_plain_sampling_by_hand(settings, model, prompts):
     """Every token by a forward of the stock model over the whole text, and a draw named by seed, row and position."""
     expected = []
