@@ -8,6 +8,12 @@
 #else
 #define TOKOPS_HD inline
 #endif
+// The same, and on CUDA it stays a call: what is long and seldom compiles apart from its callers.
+#if defined(__CUDACC__)
+#define TOKOPS_HD_CALL __host__ __device__ __noinline__
+#else
+#define TOKOPS_HD_CALL TOKOPS_HD
+#endif
 
 namespace tokops {
 

@@ -7,7 +7,7 @@ namespace tokops {
 namespace {  // headers of .isa.cpp files must not emit shared symbols
 
 template <class Engine, Part kPart>
-TOKOPS_HD void Walk<Engine, kPart>::chain_block() {
+TOKOPS_HD_CALL void Walk<Engine, kPart>::chain_block() {
   if (first(0) < 0) return open_bonus();
   double reach = 1, kept = 1;  // P_i, and that of the longest block that passed
   int tau = 0, i = 0;
@@ -52,13 +52,13 @@ TOKOPS_HD float Walk<Engine, kPart>::over(float scale, int x, int row) const {
 }
 
 template <class Engine, Part kPart>
-TOKOPS_HD uint64_t Walk<Engine, kPart>::excess(int row, double reach) const {
+TOKOPS_HD_CALL uint64_t Walk<Engine, kPart>::excess(int row, double reach) const {
   const float scale = float(reach / e.mass());
   return e.total([&](int x) { return over(scale, x, row); });
 }
 
 template <class Engine, Part kPart>
-TOKOPS_HD void Walk<Engine, kPart>::typical() {
+TOKOPS_HD_CALL void Walk<Engine, kPart>::typical() {
   double* score = p.score + int64_t(b) * p.N;  // sum of ln q down to a node; NaN: not accepted
   if (e.leads()) {
     for (int i = 0; i < p.N; ++i) score[i] = NAN;
@@ -84,7 +84,7 @@ TOKOPS_HD void Walk<Engine, kPart>::typical() {
 }
 
 template <class Engine, Part kPart>
-TOKOPS_HD double Walk<Engine, kPart>::threshold(float scale) const {
+TOKOPS_HD_CALL double Walk<Engine, kPart>::threshold(float scale) const {
   const uint64_t sum = e.total([&](int x) {
     const float q_x = exact::mul(e.q(x), scale);
     // 1e-5 * q more than the term, so that none is negative.

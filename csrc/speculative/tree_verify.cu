@@ -6,8 +6,10 @@ void tree_verify(const TreeVerify& p, const Queue& q) {
   switch (part_of(p.mode)) {
     case Part::drawn:
       return tree_verify_drawn(p, q);
-    case Part::other:
-      return tree_verify_other(p, q);
+    case Part::block:
+      return tree_verify_block(p, q);
+    case Part::lossy:
+      return tree_verify_lossy(p, q);
     default:
       break;
   }

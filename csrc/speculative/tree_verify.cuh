@@ -8,9 +8,10 @@
 
 namespace tokops {
 
-// The two other parts, each a file of its own because it takes long to compile.
+// The other parts, each a file of its own because it takes long to compile.
 void tree_verify_drawn(const TreeVerify& p, const Queue& q);
-void tree_verify_other(const TreeVerify& p, const Queue& q);
+void tree_verify_block(const TreeVerify& p, const Queue& q);
+void tree_verify_lossy(const TreeVerify& p, const Queue& q);
 
 namespace {
 

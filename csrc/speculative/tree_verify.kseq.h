@@ -6,7 +6,7 @@ namespace tokops {
 namespace {  // headers of .isa.cpp files must not emit shared symbols
 
 template <class Engine, Part kPart>
-TOKOPS_HD void Walk<Engine, kPart>::kseq() {
+TOKOPS_HD_CALL void Walk<Engine, kPart>::kseq() {
   Drafts alive;
   alive.count = 0;
   for (int c = first(0); c >= 0 && alive.count < kMostDrafts; c = next(c)) {
@@ -52,7 +52,7 @@ TOKOPS_HD void Walk<Engine, kPart>::emit_below(int x) const {
 }
 
 template <class Engine, Part kPart>
-TOKOPS_HD int Walk<Engine, kPart>::kseq_level(const Drafts& d) {
+TOKOPS_HD_CALL int Walk<Engine, kPart>::kseq_level(const Drafts& d) {
   const int row = draft_row(d.node[0]);
   if (!e.open(cur) || !e.open_draft(row, cur)) {
     stop();
@@ -103,7 +103,7 @@ TOKOPS_HD double Walk<Engine, kPart>::none_of(double beta, int count) {
 }
 
 template <class Engine, Part kPart>
-TOKOPS_HD double Walk<Engine, kPart>::find_rho(int row, int count) const {
+TOKOPS_HD_CALL double Walk<Engine, kPart>::find_rho(int row, int count) const {
   if (count == 1) return 1;
   double low = 1, step = exact::mul(double(count - 1), 1.0 / kRhoBins);
   for (int round = 0; round < 2; ++round) {
@@ -116,8 +116,8 @@ TOKOPS_HD double Walk<Engine, kPart>::find_rho(int row, int count) const {
 }
 
 template <class Engine, Part kPart>
-TOKOPS_HD int Walk<Engine, kPart>::first_valid_edge(int row, int count, double low,
-                                                    double step) const {
+TOKOPS_HD_CALL int Walk<Engine, kPart>::first_valid_edge(int row, int count, double low,
+                                                         double step) const {
   constexpr double kRounding = 1.0 / (1 << 22);  // what float32 laws are off by
   const double m = e.mass();
   e.count_ratios(row, low, step);

@@ -34,7 +34,7 @@ TOKOPS_HD int Walk<Engine, kPart>::lantern() const {
 }
 
 template <class Engine, Part kPart>
-TOKOPS_HD int Walk<Engine, kPart>::lantern_greedy() const {
+TOKOPS_HD_CALL int Walk<Engine, kPart>::lantern_greedy() const {
   const int best = e.largest(cur);
   if (!e.open(cur)) return stop();
   for (int c = first(cur); c >= 0; c = next(c)) {
@@ -48,7 +48,7 @@ TOKOPS_HD int Walk<Engine, kPart>::lantern_greedy() const {
 }
 
 template <class Engine, Part kPart>
-TOKOPS_HD int Walk<Engine, kPart>::lantern_drawn() const {
+TOKOPS_HD_CALL int Walk<Engine, kPart>::lantern_drawn() const {
   const int start = first(cur), row = draft_row(start);
   if (!e.open_draft(row, cur)) return stop();
   double m = e.mass(), s = 1;
@@ -87,8 +87,8 @@ TOKOPS_HD int Walk<Engine, kPart>::lantern_drawn() const {
 }
 
 template <class Engine, Part kPart>
-TOKOPS_HD uint64_t Walk<Engine, kPart>::subtract_loan(int x, const Loan& loan, int row,
-                                                      float ratio) const {
+TOKOPS_HD_CALL uint64_t Walk<Engine, kPart>::subtract_loan(int x, const Loan& loan, int row,
+                                                           float ratio) const {
   const bool compat = p.residual == Residual::compat && loan.count > 0;
   if (p.residual == Residual::moved && loan.count > 0) {
     const float raised = exact::add(e.residual()[x], float(loan.mass));
@@ -111,7 +111,7 @@ TOKOPS_HD void Walk<Engine, kPart>::mark_near(int x, int amount) const {
 }
 
 template <class Engine, Part kPart>
-TOKOPS_HD int Walk<Engine, kPart>::lantern_given() const {
+TOKOPS_HD_CALL int Walk<Engine, kPart>::lantern_given() const {
   const bool compat = p.residual == Residual::compat;
   const double bar = exact::mul(coin(0), e.mass());
   double m = e.mass(), sum = 0;  // what the residual sums to, what has been offered

@@ -39,12 +39,13 @@ TOKOPS_HD int ratio_bin(float q, float p, double m, double low, double step) {
 }
 
 // What a walk is built for: on CUDA every part is a kernel of its own.
-enum class Part { all, simple, drawn, other };
+enum class Part { all, simple, drawn, block, lossy };
 TOKOPS_HD Part part_of(Verify mode) {
   if (mode == Verify::greedy || mode == Verify::target_only) return Part::simple;
   const bool drawn =
       mode == Verify::rrs || mode == Verify::rrs_wo || mode == Verify::greedy_plus_one;
-  return drawn ? Part::drawn : Part::other;
+  if (drawn) return Part::drawn;
+  return mode == Verify::kseq || mode == Verify::chain_block ? Part::block : Part::lossy;
 }
 
 template <class Engine, Part kPart = Part::all>
@@ -261,13 +262,13 @@ struct Walk {
     int count;
   };
 
-  TOKOPS_HD void kseq();
+  TOKOPS_HD_CALL void kseq();
   // The nodes accepted so far agree with the survivors, but need not be above the last of them.
   TOKOPS_HD void retrace_path() const;
   TOKOPS_HD void emit_below(int x) const;
 
   // The token of one level, or -2 once the walk has ended.
-  TOKOPS_HD int kseq_level(const Drafts& d);
+  TOKOPS_HD_CALL int kseq_level(const Drafts& d);
 
   // Chance that a draft passes its test: sum of min(p, q / rho), from masses in units of 2^-40.
   TOKOPS_HD static double beta_of(double upper, double lower, double rho, double m);
@@ -275,25 +276,25 @@ struct Walk {
 
   // The smallest division factor of a grid that is valid for m drafts: 256 steps of [1, m], then
   // 256 steps of the one that holds the root.
-  TOKOPS_HD double find_rho(int row, int count) const;
+  TOKOPS_HD_CALL double find_rho(int row, int count) const;
 
   // Of the edges low + step * j, j 0..256, the first at which g is not positive.
-  TOKOPS_HD int first_valid_edge(int row, int count, double low, double step) const;
+  TOKOPS_HD_CALL int first_valid_edge(int row, int count, double low, double step) const;
 
   // ---- Mode chain_block: one chain, all of it judged together.
 
-  TOKOPS_HD void chain_block();
+  TOKOPS_HD_CALL void chain_block();
 
   // max(scale * q - p, 0) of the row that is open.
   TOKOPS_HD float over(float scale, int x, int row) const;
-  TOKOPS_HD uint64_t excess(int row, double reach) const;
+  TOKOPS_HD_CALL uint64_t excess(int row, double reach) const;
 
   // ---- Mode typical: every node is judged by itself; the longest path of accepted ones is taken.
 
-  TOKOPS_HD void typical();
+  TOKOPS_HD_CALL void typical();
 
   // min(eps, delta * exp(-entropy)) of the row that is open.
-  TOKOPS_HD double threshold(float scale) const;
+  TOKOPS_HD_CALL double threshold(float scale) const;
 
   TOKOPS_HD int depth_of_node(int node) const;
   TOKOPS_HD int longest(const double* score) const;
@@ -314,18 +315,18 @@ struct Walk {
 
   TOKOPS_HD int lantern() const;
 
-  TOKOPS_HD int lantern_greedy() const;
+  TOKOPS_HD_CALL int lantern_greedy() const;
 
   // Children drawn without replacement: rrs_wo with what is borrowed added to the test.
-  TOKOPS_HD int lantern_drawn() const;
+  TOKOPS_HD_CALL int lantern_drawn() const;
 
   // The residual after x was rejected, in place; its mass.
-  TOKOPS_HD uint64_t subtract_loan(int x, const Loan& loan, int row, float ratio) const;
+  TOKOPS_HD_CALL uint64_t subtract_loan(int x, const Loan& loan, int row, float ratio) const;
   // Adds to the marks of x and all its neighbours in the table.
   TOKOPS_HD void mark_near(int x, int amount) const;
 
   // Children that were not drawn: each is offered its own mass and what it borrows.
-  TOKOPS_HD int lantern_given() const;
+  TOKOPS_HD_CALL int lantern_given() const;
 
   // ---- All of it.
 
@@ -343,7 +344,7 @@ struct Walk {
       if (p.mode == Verify::greedy_plus_one) return greedy_plus_one();
       if (p.mode != Verify::lantern) return recursive(p.mode == Verify::rrs_wo);
     }
-    if constexpr (kPart == Part::other || kPart == Part::all) return lantern();
+    if constexpr (kPart == Part::lossy || kPart == Part::all) return lantern();
     return -1;
   }
 
@@ -359,11 +360,16 @@ struct Walk {
 
   TOKOPS_HD void run() {
     begin();
-    if constexpr (kPart == Part::other || kPart == Part::all) {
+    if constexpr (kPart == Part::block || kPart == Part::all) {
       if (p.mode == Verify::kseq) return kseq();
       if (p.mode == Verify::chain_block) return chain_block();
+    }
+    if constexpr (kPart == Part::lossy || kPart == Part::all) {
       if (p.mode == Verify::typical) return typical();
     }
+    if constexpr (kPart != Part::block) walk_levels();
+  }
+  TOKOPS_HD void walk_levels() {
     for (;;) {
       if (!is_greedy() && !e.open(cur)) return void(stop());
       if (first(cur) < 0) return bonus();
