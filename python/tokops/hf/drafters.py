@@ -17,10 +17,9 @@ from .latency import find_latency
 #: Chances that the j-th likeliest child at a depth is the right one, where nobody has measured them.
 USUAL_ACCEPTANCE = ((0.6, 0.15, 0.07, 0.04, 0.02, 0.01),) * 8
 
-#: What a verifying forward of n rows costs beyond one of a single row, per further row, where nobody has measured it.
-_USUAL_SLOPE = {"cpu": 0.06, "cuda": 0.004}
-#: Modes whose children are drawn independently; others draw without replacement.
-_INDEPENDENT = ("rrs", "kseq", "chain_block")
+#: What a verifying forward of n rows costs beside one of a single row, where nobody has measured it: a step, and a
+#: line of offset and slope above it. On a CPU, small matrices take another path than vectors.
+_USUAL_COST = {"cpu": (1.6, 1.25, 0.035), "cuda": (1.0, 1.0, 0.004)}
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
@@ -29,9 +28,10 @@ def size_curve(method: Any, session: Session, context: int) -> tuple[Tensor, Ten
     table = method.latency or find_latency(session.model, session.batch)
     if table is not None:
         return table.curve(context, most=method.nodes)
-    slope = _USUAL_SLOPE.get(session.device.type, 0.01)
+    step, offset, slope = _USUAL_COST.get(session.device.type, (1.0, 1.0, 0.01))
     sizes = torch.tensor([*[n for n in _SIZES if n < method.nodes], method.nodes])
-    return sizes, 1.0 + slope * (session.batch * sizes.double() - 1)
+    rows = session.batch * sizes.double()
+    return sizes, torch.where(rows > 1, (offset + slope * rows).clamp_min(step), 1.0)
 
 
 class NoDrafter(Drafter):
