@@ -50,6 +50,15 @@ __device__ __forceinline__ void wait_for_last() {
 #endif
 }
 
+// Asks for a line of global memory to be brought near.
+__device__ __forceinline__ void prefetch(const void* x) {
+#if !defined(TOKOPS_CUDA_SIM_KERNEL)
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(x));
+#else
+  (void)x;
+#endif
+}
+
 // ---- Clusters of blocks that read each other's shared memory, from compute capability 9.0 on. The
 // simulator has none: there a cluster is one block. ----
 

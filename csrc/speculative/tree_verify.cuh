@@ -31,6 +31,7 @@ struct RowOf {
   }
   __device__ static bool given() { return kGiven; }
   __device__ float value(int x) const { return to_float(at[x]); }
+  __device__ const void* place(int x) const { return at + x; }
   __device__ float logit(int x) const { return sane_logit(value(x)); }
 };
 
@@ -48,6 +49,9 @@ struct AnyRow {
   }
   __device__ bool given() const { return law; }
   __device__ float value(int x) const { return element_at(dtype, at, x); }
+  __device__ const void* place(int x) const {
+    return static_cast<const char*>(at) + int64_t(x) * (dtype == DType::f32 ? 4 : 2);
+  }
   __device__ float logit(int x) const { return sane_logit(value(x)); }
 };
 
@@ -70,6 +74,8 @@ struct BlockRows {
 
   __device__ static bool leads() { return LawTeam<kBlocks>::leads(); }
   __device__ static void sync() { LawTeam<kBlocks>::sync(); }
+  __device__ static int lane() { return threadIdx.x % 32; }
+  __device__ void prefetch(int x) const { ptx::prefetch(row.place(x)); }
 
   __device__ bool open(int node) {
     ++read;
@@ -194,6 +200,13 @@ template <class Source, Part kPart, int kBlocks = 1>
 __global__ void __launch_bounds__(kLawThreads) tree_verify_kernel(TreeVerify p) {
   __shared__ VerifyShared s;
   const int b = blockIdx.x / kBlocks;
+  constexpr int kLine = 32;  // numbers that one prefetch brings
+  if (int(threadIdx.x) * kLine < p.N) {
+    const int64_t at = int64_t(b) * p.N + threadIdx.x * kLine;
+    ptx::prefetch(p.tokens + at);
+    ptx::prefetch(p.first_child + at);
+    ptx::prefetch(p.next_sibling + at);
+  }
   BlockRows<Source, kBlocks> rows(p, s, b);
   Walk<BlockRows<Source, kBlocks>, kPart>(p, rows, b).run();
   if (rows.leads()) p.rows_read[b] = rows.read;

@@ -12,7 +12,8 @@
 //   within(n, limit, f, &count, &sum)   the longest prefix of f(0..n) that sums to at most limit
 //   void each(n, f)          f(j) for all j below n
 //   bool marked(x), mark(x, on), add_mark(x, amount)
-//   bool leads()             whether this thread writes single values; sync() makes them seen
+//   int lane(), prefetch(x)  which thread of 32 this is; asks for token x's weight to be brought
+//   near bool leads()             whether this thread writes single values; sync() makes them seen
 //
 // On CUDA all threads of a block run the walk and get the same results.
 #pragma once
@@ -168,6 +169,10 @@ struct Walk {
 
   TOKOPS_HD int target_only() const {
     const double bar = exact::mul(coin(0), e.mass());
+    // Their weights lie far apart: each lane asks for one child's.
+    int wanted = first(cur);
+    for (int i = e.lane(); i > 0 && wanted >= 0; --i) wanted = next(wanted);
+    if (wanted >= 0) e.prefetch(token(wanted));
     double sum = 0;
     int last = -1;
     for (int c = first(cur); c >= 0; c = next(c)) {

@@ -20,6 +20,8 @@ USUAL_ACCEPTANCE = ((0.6, 0.15, 0.07, 0.04, 0.02, 0.01),) * 8
 #: What a verifying forward of n rows costs beside one of a single row, where nobody has measured it: a step, and a
 #: line of offset and slope above it. On a CPU, small matrices take another path than vectors.
 _USUAL_COST = {"cpu": (1.6, 1.25, 0.035), "cuda": (1.0, 1.0, 0.004)}
+#: Modes whose children are drawn independently; others draw without replacement.
+_INDEPENDENT = ("rrs", "kseq", "chain_block")
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
