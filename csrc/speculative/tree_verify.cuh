@@ -31,7 +31,6 @@ struct RowOf {
   }
   __device__ static bool given() { return kGiven; }
   __device__ float value(int x) const { return to_float(at[x]); }
-  __device__ const void* place(int x) const { return at + x; }
   __device__ float logit(int x) const { return sane_logit(value(x)); }
 };
 
@@ -49,9 +48,6 @@ struct AnyRow {
   }
   __device__ bool given() const { return law; }
   __device__ float value(int x) const { return element_at(dtype, at, x); }
-  __device__ const void* place(int x) const {
-    return static_cast<const char*>(at) + int64_t(x) * (dtype == DType::f32 ? 4 : 2);
-  }
   __device__ float logit(int x) const { return sane_logit(value(x)); }
 };
 
@@ -74,8 +70,6 @@ struct BlockRows {
 
   __device__ static bool leads() { return LawTeam<kBlocks>::leads(); }
   __device__ static void sync() { LawTeam<kBlocks>::sync(); }
-  __device__ static int lane() { return threadIdx.x % 32; }
-  __device__ void prefetch(int x) const { ptx::prefetch(row.place(x)); }
 
   __device__ bool open(int node) {
     ++read;

@@ -25,8 +25,6 @@ struct HostRows {
 
   static bool leads() { return true; }
   static void sync() {}
-  static int lane() { return 0; }
-  static void prefetch(int) {}
 
   void fault(Fault what, int node) const {
     if (p.faults[2 * b] != int32_t(Fault::none)) return;

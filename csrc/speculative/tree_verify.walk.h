@@ -1,21 +1,24 @@
+// clang-format off
 // The walk itself, for CPU and CUDA. An Engine reads rows and sums them:
 //
-//   bool open(node)          prepares the target's row; false if it holds nothing (a fault is
-//   noted) float q(x)               its weight of token x; mass() is what the weights sum to float
-//   p_at(row, x)       the draft's probability uint64_t total(f)        sum of fixed(f(x)) over all
-//   tokens, kept in parts for find int find(t, f)           the first token whose running sum of
-//   what total summed exceeds t uint64_t discount(x, w)  takes w from the parts at x int
-//   largest(node)        the most likely token, -1 if there is none; closes the row that is open
-//   float* residual()        V floats; read and written by put(f): residual[x] = f(x, residual[x])
-//   bool open_draft(row, node), drawn(p_x, node), valid_rho(c, rho, node): checks, where there are
-//   any void count_ratios(row, low, step), ratio_masses(j, &upper, &lower): see ratio_bin void
-//   within(n, limit, f, &count, &sum)   the longest prefix of f(0..n) that sums to at most limit
+//   bool open(node)          prepares the target's row; false if it holds nothing (a fault is noted)
+//   float q(x)               its weight of token x; mass() is what the weights sum to
+//   bool open_draft(row, node), drawn(p_x, node), valid_rho(c, rho, node)   checks, where there are any
+//   float p_at(row, x)       the draft's probability
+//   uint64_t row_total()     total of q
+//   uint64_t total(f)        sum of fixed(f(x)) over all tokens, kept in parts for find
+//   int find(t, f)           the first token whose running sum of what total summed exceeds t
+//   uint64_t discount(x, w)  takes w from the parts at x
+//   int largest(node)        the most likely token, -1 if there is none; closes the row that is open
+//   float* residual()        V floats; written by put(f): residual[x] = f(x, residual[x])
+//   void count_ratios(row, low, step), ratio_masses(j, &upper, &lower)      see ratio_bin
+//   void within(n, limit, f, &count, &sum)   the longest prefix of f(0..n) that sums to at most limit
 //   void each(n, f)          f(j) for all j below n
 //   bool marked(x), mark(x, on), add_mark(x, amount)
-//   int lane(), prefetch(x)  which thread of 32 this is; asks for token x's weight to be brought
-//   near bool leads()             whether this thread writes single values; sync() makes them seen
+//   bool leads()             whether this thread writes single values; sync() makes them seen
 //
 // On CUDA all threads of a block run the walk and get the same results.
+// clang-format on
 #pragma once
 #include "speculative/tree_verify.h"
 
@@ -169,10 +172,6 @@ struct Walk {
 
   TOKOPS_HD int target_only() const {
     const double bar = exact::mul(coin(0), e.mass());
-    // Their weights lie far apart: each lane asks for one child's.
-    int wanted = first(cur);
-    for (int i = e.lane(); i > 0 && wanted >= 0; --i) wanted = next(wanted);
-    if (wanted >= 0) e.prefetch(token(wanted));
     double sum = 0;
     int last = -1;
     for (int c = first(cur); c >= 0; c = next(c)) {

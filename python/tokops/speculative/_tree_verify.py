@@ -6,177 +6,23 @@ import torch
 from torch import Tensor
 
 from .. import _exact
-from .._check import FLOATS, check_shape, check_tensor, refuse_unless
+from .._check import FLOATS
 from .._native import checked, op
 from ..sampling import Sampling, draw
 from ._tree_build import TreeLinks, random_parents, tree_build
+from .verify_arguments import (
+    DRAFT_MODES,
+    LOSSLESS_MODES,
+    NAME,
+    RESIDUALS,
+    VERIFY_MODES,
+    check,
+    check_values,
+    refuse,
+)
 from .walk import FaultyRow, Request, Walk
 
 __all__ = ["DRAFT_MODES", "LOSSLESS_MODES", "VERIFY_MODES", "tree_verify"]
-
-#: Every mode of :func:`tree_verify`.
-VERIFY_MODES = (
-    "greedy", "target_only", "rrs", "rrs_wo", "greedy_plus_one", "kseq", "chain_block", "typical", "lantern",
-)  # fmt: skip
-#: Modes whose tokens follow the target's law (greedy: its most likely tokens).
-LOSSLESS_MODES = VERIFY_MODES[:7]
-#: Modes that need to know the law the children were drawn from.
-DRAFT_MODES = ("rrs", "rrs_wo", "greedy_plus_one", "kseq", "chain_block")
-_DISTINCT = ("target_only", "rrs_wo", "greedy_plus_one", "lantern")
-_RESIDUALS = ("moved", "plain", "compat")
-_MOST = 1 << 22
-_NAME = "tree_verify"
-
-
-def _refuse(ok, message):
-    refuse_unless(ok, _NAME, message)
-
-
-def _check(
-    mode, tokens, parents, first_child, next_sibling, max_depth, logits, probs, draft_probs, draft_rows,
-    stream, position, n_nodes, rho, neighbours, token_offset, residual,
-):  # fmt: skip
-    _refuse(mode in VERIFY_MODES, f"mode must be one of {', '.join(VERIFY_MODES)}, got {mode}")
-    check_tensor(_NAME, "tokens", tokens, 2, (torch.int32,), tokens)
-    b, n = tokens.shape
-    _refuse(n >= 1, "a tree must have a root")
-    _refuse(0 <= max_depth < n, f"max_depth must be 0..{n - 1}, got {max_depth}")
-    for name, x in (("parents", parents), ("first_child", first_child), ("next_sibling", next_sibling)):
-        check_tensor(_NAME, name, x, 2, (torch.int32,), tokens)
-        check_shape(_NAME, name, x, (b, n), "[B, N]")
-    for name, x, dtype in (
-        ("stream", stream, torch.int64),
-        ("position", position, torch.int64),
-        ("n_nodes", n_nodes, torch.int32),
-    ):
-        if x is not None:
-            check_tensor(_NAME, name, x, 1, (dtype,), tokens)
-            check_shape(_NAME, name, x, (b,), "[B]")
-    _refuse((logits is None) != (probs is None), "one of logits and probs must be given")
-    name, target = ("probs", probs) if logits is None else ("logits", logits)
-    check_tensor(_NAME, name, target, 3, FLOATS if logits is not None else (torch.float32,), tokens)
-    v = target.shape[2]
-    check_shape(_NAME, name, target, (b, n, v), "[B, N, V]")
-    _refuse(1 <= v <= _MOST, f"the vocabulary must be 1..{_MOST} tokens, got {v}")
-    _check_draft(mode, tokens, draft_probs, draft_rows, v)
-    if rho is not None:
-        _refuse(mode == "kseq", f"mode {mode} takes no rho")
-        check_tensor(_NAME, "rho", rho, 2, (torch.float64,), tokens)
-        check_shape(_NAME, "rho", rho, (b, n), "[B, N]")
-    words = "takes no" if neighbours is not None else "needs"
-    _refuse((neighbours is not None) == (mode == "lantern"), f"mode {mode} {words} neighbours")
-    _refuse(residual in _RESIDUALS, f"residual must be one of {', '.join(_RESIDUALS)}, got {residual}")
-    if neighbours is not None:
-        check_tensor(_NAME, "neighbours", neighbours, 2, (torch.int32,), tokens)
-        codes = len(neighbours)
-        _refuse(
-            token_offset >= 0 and token_offset + codes <= v,
-            f"token_offset {token_offset} and {codes} codes leave the vocabulary of {v}",
-        )
-    return b, max_depth + 1
-
-
-def _check_draft(mode, tokens, draft_probs, draft_rows, v):
-    _refuse((draft_probs is None) == (draft_rows is None), "draft_probs and draft_rows go together")
-    given = draft_probs is not None
-    _refuse(given or mode not in DRAFT_MODES, f"mode {mode} needs draft_probs and draft_rows")
-    if given:
-        check_tensor(_NAME, "draft_probs", draft_probs, 3, (torch.float32,), tokens)
-        b, n = tokens.shape
-        check_shape(_NAME, "draft_probs", draft_probs, (b, draft_probs.shape[1], v), "[B, M, V]")
-        check_tensor(_NAME, "draft_rows", draft_rows, 2, (torch.int32,), tokens)
-        check_shape(_NAME, "draft_rows", draft_rows, (b, n), "[B, N]")
-
-
-def _children(b, first, following, count, n):
-    """Children of every node of one tree, those before ``count``."""
-    found = []
-    for i in range(n):
-        children, c = [], _link(b, i, first[i], n)
-        while c != -1:
-            if c < count:
-                children.append(c)
-            c = _link(b, c, following[c], n)
-        found.append(children if i < count else [])
-    return found
-
-
-def _link(b, i, to, n):
-    _refuse(to == -1 or i < to < n, f"link {to} of node {i} of tree {b} does not lead to a later node")
-    return to
-
-
-def _depth(b, i, parents):
-    """Depth of a node; None for padding."""
-    depth, a = 0, i
-    while a > 0:
-        up = parents[a]
-        if up < 0:
-            return None
-        _refuse(up < a, f"parents must stand before their children, node {a} of tree {b} has parent {up}")
-        depth, a = depth + 1, up
-    return depth
-
-
-def _check_values(
-    mode, tokens, parents, first_child, next_sibling, max_depth, v, draft_rows, laws, n_nodes, neighbours
-):
-    """Children of every node, once everything that is read of the trees is in range."""
-    n = tokens.shape[1]
-    counts = [n] * len(tokens) if n_nodes is None else n_nodes.tolist()
-    lists = [x.tolist() for x in (tokens, parents, first_child, next_sibling)]
-    rows = None if draft_rows is None else draft_rows.tolist()
-    trees = []
-    for b, (tok, par, first, following) in enumerate(zip(*lists, strict=True)):
-        _refuse(1 <= counts[b] <= n, f"n_nodes must be 1..{n}, got {counts[b]} for tree {b}")
-        children = _children(b, first, following, counts[b], n)
-        for i in range(counts[b]):
-            depth = _depth(b, i, par)
-            if depth is None:
-                continue
-            _refuse(
-                i == 0 or 0 <= tok[i] < v, f"tokens must be 0..{v - 1}, got {tok[i]} at node {i} of tree {b}"
-            )
-            _refuse(
-                depth <= max_depth, f"node {i} of tree {b} is deeper than {max_depth}, the tree's max_depth"
-            )
-            _check_siblings(mode, b, i, children[i], tok)
-            for c in children[i] if rows is not None else ():
-                _refuse(
-                    0 <= rows[b][c] < laws,
-                    f"draft_rows must be 0..{laws - 1}, got {rows[b][c]} at node {c} of tree {b}",
-                )
-                _refuse(
-                    rows[b][c] == rows[b][children[i][0]],
-                    f"draft_rows of siblings must be the same, those of the children of node {i} of tree {b} are not",
-                )
-        trees.append(children)
-    if neighbours is not None and neighbours.numel():
-        wrong = neighbours[(neighbours < 0) | (neighbours >= len(neighbours))]
-        _refuse(
-            not wrong.numel(),
-            f"neighbours must be codes 0..{len(neighbours) - 1}, got {int(wrong[0]) if wrong.numel() else 0}",
-        )
-    return trees
-
-
-def _check_siblings(mode, b, i, children, tok):
-    where = f"node {i} of tree {b} has"
-    if mode in _DISTINCT:
-        seen = set()
-        for c in children:
-            _refuse(
-                tok[c] not in seen,
-                f"mode {mode} needs siblings with distinct tokens, {where} two with token {tok[c]}",
-            )
-            seen.add(tok[c])
-    if mode == "chain_block":
-        _refuse(len(children) <= 1, f"mode chain_block needs chains, {where} {len(children)} children")
-    if mode == "kseq":
-        needs = "chains below the root" if i else "at most 64 drafts"
-        _refuse(
-            len(children) <= (1 if i else 64), f"mode kseq needs {needs}, {where} {len(children)} children"
-        )
 
 
 @op(
@@ -192,13 +38,13 @@ def reference(
     token_offset, residual,
 ):  # fmt: skip
     """The definition: :class:`tokops.speculative.walk.Walk`, request after request."""
-    b, columns = _check(
+    b, columns = check(
         mode, tokens, parents, first_child, next_sibling, max_depth, logits, probs, draft_probs, draft_rows,
         stream, position, n_nodes, rho, neighbours, token_offset, residual,
     )  # fmt: skip
     target = probs if logits is None else logits
     laws = 0 if draft_probs is None else draft_probs.shape[1]
-    trees = _check_values(
+    trees = check_values(
         mode, tokens, parents, first_child, next_sibling, max_depth, target.shape[2], draft_rows, laws, n_nodes,
         neighbours,
     )  # fmt: skip
@@ -231,7 +77,7 @@ def reference(
         try:
             walk.run()
         except FaultyRow as fault:
-            _refuse(False, f"{fault.words} (node {fault.node} of tree {i})")
+            refuse(False, f"{fault.words} (node {fault.node} of tree {i})")
         walks.append(walk)
 
     def padded(rows):
@@ -251,7 +97,7 @@ def _(
     stream, position, n_nodes, match_plain, temperature, top_k, top_p, min_p, eps, delta, rho, neighbours,
     token_offset, residual,
 ):  # fmt: skip
-    b, columns = _check(
+    b, columns = check(
         mode, tokens, parents, first_child, next_sibling, max_depth, logits, probs, draft_probs, draft_rows,
         stream, position, n_nodes, rho, neighbours, token_offset, residual,
     )  # fmt: skip
@@ -366,7 +212,7 @@ def tree_verify(
     if tokens.is_cuda and checked() and target is not None:
         laws = 0 if draft_probs is None else draft_probs.shape[1]
         links = (tree.parents, tree.first_child, tree.next_sibling, tree.max_depth)
-        _check_values(mode, tokens, *links, target.shape[2], draft_rows, laws, n_nodes, neighbours)
+        check_values(mode, tokens, *links, target.shape[2], draft_rows, laws, n_nodes, neighbours)
     seed &= (1 << 64) - 1
     return torch.ops.tokops.tree_verify.default(
         mode, tokens, tree.parents, tree.first_child, tree.next_sibling, tree.max_depth, logits, probs, draft_probs,
@@ -453,26 +299,26 @@ def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
     if size == "large":
         for b, n in ((1, 64), (8, 64)):
             for mode in ("greedy", "target_only"):
-                yield _NAME, f"{mode} B {b} N {n} V 131072", _case(gen, mode, b, n, 131072, False), {}
+                yield NAME, f"{mode} B {b} N {n} V 131072", _case(gen, mode, b, n, 131072, False), {}
         return
     for mode in VERIFY_MODES[:8]:
         for b, n, v in ((12, 1, 5), (24, 8, 8), (5, 20, 300), (2, 12, 5001)):
             for given in (True, False):
                 label = f"{mode} B {b} N {n} V {v} from {'probs' if given else 'logits'}"
-                yield _NAME, label, _case(gen, mode, b, n, v, given, ragged=n == 20), {}
+                yield NAME, label, _case(gen, mode, b, n, v, given, ragged=n == 20), {}
     for dtype in FLOATS:
         for mode in ("greedy", "target_only", "rrs_wo"):
             settings = (0.8, 40, 0.9, 0.01)
             label = f"{mode} {str(dtype)[6:]} with settings"
-            yield _NAME, label, _case(gen, mode, 4, 20, 300, False, settings, dtype), {}
-    yield _NAME, "match_plain", _case(gen, "target_only", 9, 20, 60, False, match_plain=True), {}
-    yield _NAME, "temperature 0", _case(gen, "rrs_wo", 6, 9, 60, False, (0.0, 0, 1.0, 0.0)), {}
+            yield NAME, label, _case(gen, mode, 4, 20, 300, False, settings, dtype), {}
+    yield NAME, "match_plain", _case(gen, "target_only", 9, 20, 60, False, match_plain=True), {}
+    yield NAME, "temperature 0", _case(gen, "rrs_wo", 6, 9, 60, False, (0.0, 0, 1.0, 0.0)), {}
     rho = torch.full((6, 16), 3.0, dtype=torch.float64)
-    yield _NAME, "kseq with rho", _case(gen, "kseq", 6, 16, 8, True, rho=rho), {}
-    yield _NAME, "typical, low bar", _case(gen, "typical", 6, 20, 8, False, eps=0.02, delta=0.1), {}
+    yield NAME, "kseq with rho", _case(gen, "kseq", 6, 16, 8, True, rho=rho), {}
+    yield NAME, "typical, low bar", _case(gen, "typical", 6, 20, 8, False, eps=0.02, delta=0.1), {}
     near = torch.stack([torch.randperm(40, generator=gen) for _ in range(40)])
     near = near[near != torch.arange(40)[:, None]].view(40, 39).int()
-    for residual in _RESIDUALS:
+    for residual in RESIDUALS:
         for delta in (0.0, 0.1, 1.5):
             for undrawn in (False, True):
                 extra = {
@@ -483,7 +329,7 @@ def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
                     "undrawn": undrawn,
                 }
                 label = f"lantern {residual} {delta} {'given' if undrawn else 'drawn'}"
-                yield _NAME, label, _case(gen, "lantern", 6, 12, 50, delta == 0.1, **extra), {}
+                yield NAME, label, _case(gen, "lantern", 6, 12, 50, delta == 0.1, **extra), {}
     extra = {"neighbours": near, "offset": 5, "delta": 0.2, "undrawn": True}
-    yield _NAME, "lantern greedy", _case(gen, "lantern", 6, 12, 50, False, (0.0, 0, 1.0, 0.0), **extra), {}
-    yield _NAME, "no trees", _case(gen, "greedy", 0, 3, 5, False), {}
+    yield NAME, "lantern greedy", _case(gen, "lantern", 6, 12, 50, False, (0.0, 0, 1.0, 0.0), **extra), {}
+    yield NAME, "no trees", _case(gen, "greedy", 0, 3, 5, False), {}
