@@ -22,8 +22,8 @@ def exact_law(row, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     keep = torch.zeros_like(p, dtype=torch.bool)
     keep[order[: top_k or len(p)]] = True
     p = torch.where(keep, p, 0.0) / p[keep].sum()
-    mass = p[order].cumsum(0)
-    p[order[int((mass < top_p - 1e-12).sum()) + 1 :]] = 0
+    if top_p < 1:
+        p[order[int((p[order].cumsum(0) < top_p).sum()) + 1 :]] = 0
     p[p < min_p * p.max()] = 0
     return p / p.sum()
 
