@@ -332,8 +332,9 @@ def test_medusa_checkpoints(model):
     for j in range(2):
         out = out + nn.functional.silu(out @ state[f"1.{j}.linear.weight"].T + state[f"1.{j}.linear.bias"])
     hidden = heads(first[None])
-    torch.testing.assert_close(hidden[1, 0], out)
-    torch.testing.assert_close(heads.logits(hidden, model.lm_head)[1, 0], out @ state["1.2.weight"].T)
+    torch.testing.assert_close(hidden[1, 0], out, rtol=1e-5, atol=1e-3)  # sums of 64 terms of about 100
+    want = out @ state["1.2.weight"].T
+    torch.testing.assert_close(heads.logits(hidden, model.lm_head)[1, 0], want, rtol=1e-5, atol=1e-3)
 
 
 BAD_STATES = {

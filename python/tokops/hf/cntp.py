@@ -266,6 +266,8 @@ class _Loop:
         if not over:
             return None
         best = min(over, key=lambda row: row.score)
+        # Equal trials may differ in the last bit, because rows of a batch do: the first of them is the winner.
+        best = min((row for row in over if row.tokens == best.tokens), key=lambda row: row.score[1])
         alive = [row for row in group if not row.waiting and not self._hopeless(row, best)]
         self.groups[number] = [row for row in group if row is best or row in alive]
         if alive:

@@ -46,8 +46,9 @@ class Entry:
 
 
 def known() -> dict[str, type[Method]]:
-    """Names that a list of stores may contain."""
-    return {**catalogue(), Eviction.__name__: Eviction}
+    """Names that a list of stores may contain: methods that decide how tokens are kept or which are read."""
+    kept = {name: cls for name, cls in catalogue().items() if {"store", "select"} & set(cls.slots)}
+    return {**kept, Eviction.__name__: Eviction}
 
 
 def defaults(quick: bool = False) -> list[Entry]:
