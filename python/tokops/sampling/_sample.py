@@ -14,7 +14,7 @@ __all__ = ["Sampling", "draw", "law", "sample"]
 
 _SETTINGS = "float temperature, int top_k, float top_p, float min_p, Tensor? per_row"
 _MOST = 1 << 22
-_USES = {"accept": 0, "final": 1, "draft": 2, "plain": 3, "race": 4}
+_USES = {"draft": _exact.Use.DRAFT, "plain": _exact.Use.PLAIN}
 
 
 @dataclass(frozen=True)
@@ -270,8 +270,8 @@ def draw(
         RuntimeError: wrong shape, dtype or device, or a count that is not 0..1024.
         ValueError: an unknown use.
     """
-    if use not in ("draft", "plain"):
-        raise ValueError(f"draw: use must be draft or plain, got {use!r}")
+    if use not in _USES:
+        raise ValueError(f"draw: use must be {' or '.join(_USES)}, got {use!r}")
     torch._check(probs.dim() >= 1, lambda: "draw: probs must have at least 1 dimension")
     shape = probs.shape[:-1]
     numbers = [_rows(x, shape, probs.device) for x in (stream, position)]
