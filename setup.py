@@ -4,9 +4,9 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sysconfig
 
 from setuptools import Extension, find_packages, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 HERE = pathlib.Path(__file__).parent.resolve()
@@ -36,6 +36,8 @@ class CMakeBuild(build_ext):
         configure = ["cmake", "-S", str(HERE), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
         configure += [f"-DTORCH_DIR={pathlib.Path(torch.__file__).parent}", f"-DTOKOPS_OUT={package / 'lib'}"]
         configure += [f"-DTOKOPS_CUDA={'ON' if cuda == '1' else 'OFF'}"]
+        configure += [f"-DPYTHON_INCLUDE={sysconfig.get_path('include')}"]
+        configure += [f"-DPYTHON_SUFFIX={sysconfig.get_config_var('EXT_SUFFIX')}"]
         if archs := os.environ.get("TOKOPS_CUDA_ARCHS"):
             configure.append(f"-DTOKOPS_CUDA_ARCHS={archs}")
         subprocess.check_call(configure)
@@ -49,17 +51,10 @@ class CMakeBuild(build_ext):
         return {}
 
 
-class AnyPython(bdist_wheel):
-    """The libraries use torch's stable ABI and no Python API: one wheel per platform serves every Python."""
-
-    def get_tag(self):
-        return "py3", "none", super().get_tag()[2]
-
-
 setup(
     package_dir={"": "python"},
     packages=find_packages("python"),
     ext_modules=[Extension("tokops._native_build", [])],
-    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPython},
+    cmdclass={"build_ext": CMakeBuild},
     zip_safe=False,
 )

@@ -1,0 +1,23 @@
+"""Grammars and filters: what may come next, as bitmasks over the vocabulary, and what is done with them."""
+
+from typing import TYPE_CHECKING, Any
+
+from .._discover import ops_of
+
+if TYPE_CHECKING:  # type checkers do not see what is discovered
+
+    def __getattr__(name: str) -> Any: ...
+
+
+_public = ops_of(__name__, __path__)
+globals().update(_public)
+__all__ = sorted([*_public, "GrammarProcessor"])
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name == "GrammarProcessor":  # transformers is an extra, and imported when it is asked for
+            from ..hf.grammar import GrammarProcessor
+
+            return GrammarProcessor
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
