@@ -8,22 +8,30 @@ pytest.importorskip("transformers", reason="the hf extra is not installed")
 from tiny_models import build
 
 import tokops
+from tokops.hf.caad import build_grounding
 from tokops.hf.falcon import FalconModule
 from tokops.hf.heads import Heads, HeadsConfig
 from tokops.methods import (
+    CAAD,
     CNTP,
     LANTERN,
     PPD,
     ConceptHeads,
+    DeAL,
     Dense,
     Falcon,
+    Grounding,
+    LinearProbe,
     Method,
     MiKV,
     MiniCache,
     QuantizedKV,
+    RefusalTokens,
     SpecTr,
     Speculate,
+    StreamingMonitor,
     TidalDecode,
+    VocabularyFilters,
     catalogue,
 )
 
@@ -51,6 +59,15 @@ def untrained() -> dict[str, tuple[Method, Method]]:
         ),
     }
 
+
+def grounded() -> tuple[Method, Method]:
+    """A datastore that is asked, and one that is not."""
+    store = build_grounding(small(), None, [([9, 4, 40], [20, 21, 22, 23])], dtype=torch.float32)
+    return CAAD(store, alpha=0.8, beta=0.0), CAAD(store, alpha=0.0)
+
+
+#: A vocabulary of letters.
+LETTERS = ("", "", "", *("abcdefgh"[i % 8] for i in range(94)))
 
 #: The three next of 90 codes, the first of which is token 5.
 TABLE = tuple(tuple((code + step) % 90 for step in (1, 2, 3)) for code in range(90))
@@ -87,6 +104,25 @@ METHODS: dict[str, tuple[Method, Method]] = {
     "LANTERN": (
         LANTERN(neighbours=TABLE, token_offset=5, k=2, nodes=6),
         LANTERN("prompt_lookup", neighbours=TABLE, delta=0.0),
+    ),
+    "VocabularyFilters": (
+        VocabularyFilters(lipogram="ace", strings=LETTERS),
+        VocabularyFilters(strings=LETTERS),
+    ),
+    "VocabularyFilters by word": (
+        VocabularyFilters(by_word=True, shorter_than=40, isogram=9, strings=LETTERS),
+        VocabularyFilters(by_word=True, shorter_than=400, strings=LETTERS),
+    ),
+    "RefusalTokens": (RefusalTokens((5, 6), 7, mode="sum", tau=0.5), RefusalTokens(5, 6, mode="none")),
+    "CAAD": grounded(),
+    "DeAL": (DeAL(len, k=3, look_ahead=2, on_ids=True), DeAL(len, lam=0.0, on_ids=True)),
+    "DeAL search": (
+        DeAL(len, k=3, look_ahead=2, beams=2, on_ids=True),
+        DeAL(len, lam=0.0, k=1, beams=2, on_ids=True),
+    ),
+    "StreamingMonitor": (
+        StreamingMonitor(LinearProbe(torch.zeros(64), bias=1.0), k=5),  # all texts end after six tokens
+        StreamingMonitor(LinearProbe(torch.ones(64)), k=float("inf")),
     ),
     "CNTP": (CNTP(n_min=3, max_trial_len=4, stop_tokens=tuple(range(50))), CNTP(stop_tokens=())),
 }
@@ -150,6 +186,7 @@ def test_methods_explain_themselves(name, model):
     assert name.split()[0] in report.methods[0]
     assert set(METHODS[name][0].slots) <= set(report.slots)
     method = METHODS[name][0]
-    # What holds tensors or modules cannot be written down.
-    if not any(isinstance(x, (torch.Tensor, torch.nn.Module)) for x in vars(method).values()):
+    # What holds tensors, modules or functions cannot be written down.
+    held = [y for x in vars(method).values() for y in (x if isinstance(x, tuple) else (x,))]
+    if not any(isinstance(x, (torch.Tensor, Grounding, LinearProbe)) or callable(x) for x in held):
         assert method == eval(repr(method), {type(method).__name__: type(method)})

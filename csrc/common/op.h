@@ -32,6 +32,12 @@ inline const char* dtype_name(ScalarType t) {
       return "int32";
     case ScalarType::Long:
       return "int64";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Bool:
+      return "bool";
     case ScalarType::Byte:
       return "uint8";
     default:

@@ -1,6 +1,6 @@
 #include "sampling/sample.h"
 
-#include "common/check.h"
+#include "common/bitmask_check.h"
 
 namespace tokops {
 namespace {
@@ -8,7 +8,8 @@ namespace {
 using torch::stable::contiguous;
 
 LawRows rows_of(const char* op, const Tensor& logits, double temperature, int64_t top_k,
-                double top_p, double min_p, const std::optional<Tensor>& per_row) {
+                double top_p, double min_p, const std::optional<Tensor>& per_row,
+                const std::optional<Tensor>& mask, Tensor* kept) {
   STD_TORCH_CHECK(logits.dim() == 2, op, ": logits must have 2 dimensions, got ", logits.dim());
   const DType dtype = dtype_of(logits, op, "logits");
   const int64_t v = logits.size(1);
@@ -18,6 +19,11 @@ LawRows rows_of(const char* op, const Tensor& logits, double temperature, int64_
     check_tensor(op, "per_row", *per_row, 2, {ScalarType::Float}, logits);
     check_shape(op, "per_row", *per_row, {logits.size(0), 4}, "[rows, 4]");
   }
+  Bitmask bits{};
+  if (mask) {
+    bits = bitmask_of(op, "mask", *mask, logits.size(0), logits, kept);
+    STD_TORCH_CHECK(bits.width > 0, op, ": mask must have at least 1 word a row");
+  }
   return {logits.const_data_ptr(),
           logits.stride(0),
           dtype,
@@ -25,13 +31,9 @@ LawRows rows_of(const char* op, const Tensor& logits, double temperature, int64_
           int32_t(v),
           {float(temperature), float(top_p), float(min_p), int32_t(top_k)},
           data_or_null<float>(per_row),
+          bits,
           nullptr,
           0};
-}
-
-// The last axis contiguous; rows may lie anywhere.
-Tensor dense_rows(const Tensor& x) {
-  return x.dim() == 2 && (x.stride(1) == 1 || x.size(1) == 1) ? x : contiguous(x);
 }
 
 Tensor give_workspace(LawRows* p, const Tensor& like) {
@@ -52,11 +54,13 @@ Tensor numbers(const char* op, const char* name, const Tensor& t, const Tensor& 
 
 Tensor sample_op(const Tensor& logits, int64_t seed, const Tensor& stream, const Tensor& position,
                  double temperature, int64_t top_k, double top_p, double min_p,
-                 const std::optional<Tensor>& per_row, int64_t slot, int64_t use) {
+                 const std::optional<Tensor>& per_row, int64_t slot, int64_t use,
+                 const std::optional<Tensor>& mask) {
   constexpr const char* op = "sample";
   const Tensor dense = dense_rows(logits);
   const auto settings = contiguous_or_none(per_row);
-  LawRows rows = rows_of(op, dense, temperature, top_k, top_p, min_p, settings);
+  Tensor bits;
+  LawRows rows = rows_of(op, dense, temperature, top_k, top_p, min_p, settings, mask, &bits);
   const Tensor streams = numbers(op, "stream", stream, logits);
   const Tensor positions = numbers(op, "position", position, logits);
   Tensor tokens =
@@ -72,10 +76,11 @@ Tensor sample_op(const Tensor& logits, int64_t seed, const Tensor& stream, const
 }
 
 Tensor law_op(const Tensor& logits, double temperature, int64_t top_k, double top_p, double min_p,
-              const std::optional<Tensor>& per_row) {
+              const std::optional<Tensor>& per_row, const std::optional<Tensor>& mask) {
   const Tensor dense = dense_rows(logits);
   const auto settings = contiguous_or_none(per_row);
-  LawRows rows = rows_of("law", dense, temperature, top_k, top_p, min_p, settings);
+  Tensor bits;
+  LawRows rows = rows_of("law", dense, temperature, top_k, top_p, min_p, settings, mask, &bits);
   Tensor probs = torch::stable::new_empty(logits, std::array<int64_t, 2>{rows.rows, rows.V},
                                           ScalarType::Float);
   if (rows.rows == 0) return probs;

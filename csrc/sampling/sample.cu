@@ -4,18 +4,28 @@
 namespace tokops {
 namespace {
 
-template <class T>
+template <class T, bool kMasked>
 struct LogitRow {
   const T* at;
-  __device__ float operator()(int x) const { return sane_logit(to_float(at[x])); }
+  Bitmask mask;
+  const int32_t* bits;
+
+  __device__ LogitRow(const LawRows& p, int64_t row)
+      : at(static_cast<const T*>(p.logits) + row * p.stride), mask(p.mask) {
+    bits = kMasked ? bits_of_row(mask, row) : nullptr;
+  }
+  __device__ float operator()(int x) const {
+    if (kMasked && !is_allowed(mask, bits, x)) return -INFINITY;
+    return sane_logit(to_float(at[x]));
+  }
 };
 
-template <class T, int kBlocks>
+template <class T, int kBlocks, bool kMasked>
 __global__ void __launch_bounds__(kLawThreads) sample_kernel(Sample p) {
   __shared__ LawShared s;
   LawTeam<kBlocks> team(s, p.law.V);
   const int64_t row = blockIdx.x / kBlocks;
-  const LogitRow<T> logit{static_cast<const T*>(p.law.logits) + row * p.law.stride};
+  const LogitRow<T, kMasked> logit(p.law, row);
   RowLaw r;
   const auto all = team.weigh(&r, settings_of(p.law, row), logit);
   const Stream random{p.seed, uint32_t(p.stream[row])};
@@ -29,11 +39,11 @@ __global__ void __launch_bounds__(kLawThreads) sample_kernel(Sample p) {
   team.sync();  // no block leaves while others may read its shared memory
 }
 
-template <class T>
+template <class T, bool kMasked>
 __global__ void __launch_bounds__(kLawThreads) law_kernel(LawOf p) {
   __shared__ LawShared s;
   LawTeam<1> team(s, p.law.V);
-  const LogitRow<T> logit{static_cast<const T*>(p.law.logits) + int64_t(blockIdx.x) * p.law.stride};
+  const LogitRow<T, kMasked> logit(p.law, blockIdx.x);
   RowLaw r;
   const auto all = team.weigh(&r, settings_of(p.law, blockIdx.x), logit);
   const float scale = all ? scale_of(all) : 0.f;
@@ -75,8 +85,10 @@ __global__ void __launch_bounds__(kLawThreads) draw_kernel(Draw p) {
 void sample(const Sample& p, const Queue& q) {
   dispatch<float, __half, __nv_bfloat16>(p.law.dtype, "sample", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const auto one = sample_kernel<T, 1>;
-    const auto cluster = sample_kernel<T, kClusterBlocks>;
+    const bool masked = p.law.mask.words != nullptr;
+    const auto one = masked ? sample_kernel<T, 1, true> : sample_kernel<T, 1, false>;
+    const auto cluster =
+        masked ? sample_kernel<T, kClusterBlocks, true> : sample_kernel<T, kClusterBlocks, false>;
     const bool many = wants_cluster(reinterpret_cast<const void*>(cluster), p.law.rows, p.law.V);
     const unsigned blocks = many ? kClusterBlocks : 1;
     launch_as(Start::in_order, blocks, many ? cluster : one, dim3(unsigned(p.law.rows) * blocks),
@@ -87,7 +99,8 @@ void sample(const Sample& p, const Queue& q) {
 void law(const LawOf& p, const Queue& q) {
   dispatch<float, __half, __nv_bfloat16>(p.law.dtype, "law", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    launch(law_kernel<T>, dim3(unsigned(p.law.rows)), dim3(kLawThreads), 0, q, p);
+    launch(p.law.mask.words ? law_kernel<T, true> : law_kernel<T, false>,
+           dim3(unsigned(p.law.rows)), dim3(kLawThreads), 0, q, p);
   });
 }
 

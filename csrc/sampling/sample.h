@@ -1,6 +1,7 @@
 // Plain sampling: from rows of logits to tokens (sample), to laws (law), and from laws to tokens
 // (draw).
 #pragma once
+#include "common/bitmask.h"
 #include "common/random.h"
 #include "common/row_law.h"
 
@@ -15,6 +16,7 @@ struct LawRows {
   int32_t V;
   LawSettings settings;
   const float* per_row;  // [rows, 4] temperature, top_k, top_p, min_p, or null
+  Bitmask mask;          // what is not allowed counts as -inf
   float* workspace;      // CPU only: kRowFloats * V floats for each of `slots` rows at a time
   int32_t slots;
 };

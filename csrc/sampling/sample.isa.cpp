@@ -1,7 +1,7 @@
 #include "sampling/sample.h"
 
 #include "common/isa.h"
-#include "common/row_law_cpu.h"
+#include "sampling/masked_rows.h"
 
 namespace tokops {
 namespace {
@@ -18,7 +18,7 @@ void each_law(const LawRows& p, const Queue& q, const F& f) {
     for (int64_t s = s0; s < s1; ++s) {
       const RowSpace space(p.workspace + s * kRowFloats * p.V, p.V);
       for (int64_t row = s * per; row < (s + 1) * per && row < p.rows; ++row) {
-        load_logits(row_of(p, row), p.dtype, p.V, space.row);
+        load_allowed(row_of(p, row), p.dtype, p.mask, bits_of_row(p.mask, row), 0, p.V, space.row);
         f(row, space.row, weigh_row(space, p.V, settings_of(p, row)));
       }
     }

@@ -129,4 +129,4 @@ def test_wrong_arguments():
 
 
 def test_the_op_is_the_family():
-    assert set(tokops.sampling.__all__) == {"Sampling", "draw", "law", "sample"}
+    assert set(tokops.sampling.__all__) == {"Sampling", "draw", "gumbel_topm", "law", "sample"}

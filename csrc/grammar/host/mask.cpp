@@ -117,7 +117,12 @@ class MaskFiller {
   // Tokens below a node that begin with whitespace, which configurations may take more of. After it they go on without.
   void spaces(std::vector<Config>& all, int32_t node) {
     const int32_t limit = m_.grammar().most_space();
-    const auto r = m_.grammar().lexemes().record(m_.grammar().space_language(), LexemeKind::kRaw, true, node);
+    static const ByteSet follow = [] {
+      ByteSet s;
+      for (const char b : std::string_view("{}[],:\"-0123456789tfn")) s.add(uint8_t(b));
+      return s;
+    }();
+    const auto r = m_.grammar().lexemes().record(m_.grammar().space_language(), LexemeKind::kRaw, true, node, &follow);
     if (r->given_up) {
       begin_state();
       for (const Config& c : all) m_.configs_.push_back(c);
@@ -168,6 +173,7 @@ class MaskFiller {
   // Bytes that the state may take, where that is quickly said.
   bool quick_bytes(ByteSet& s) const {
     const Grammar& g = m_.grammar();
+    bool known = true;
     for (const Config* c = m_.begin(); c != m_.end(); ++c) {
       const bool spaces = c->phase == Phase::kValue || c->phase == Phase::kObjectOpen || c->phase == Phase::kObjectNext ||
                           c->phase == Phase::kAfterKey || c->phase == Phase::kArrayOpen || c->phase == Phase::kAfterValue;
@@ -189,7 +195,10 @@ class MaskFiller {
           s.add(m_.frame(c->frame).kind == Frame::kObject ? '}' : ']');
           break;
         case Phase::kKey: {
-          if (c->escape) return false;
+          if (c->escape) {
+            known = false;
+            break;
+          }
           s.add('"');
           s.add('\\');
           const ObjectShape& shape = object_of(m_.frame(c->frame));
@@ -197,10 +206,10 @@ class MaskFiller {
           break;
         }
         case Phase::kDone: break;
-        default: return false;
+        default: known = false;
       }
     }
-    return true;
+    return known;
   }
 
   // --- lexemes
@@ -234,7 +243,15 @@ class MaskFiller {
       bounds = &m_.grammar().schema(m_.frame(c.frame).schema).value(c.id).strings[c.index];
       if (bounds->shortest == 0 && bounds->longest < 0) bounds = nullptr;
     }
-    const auto r = m_.grammar().lexemes().record(c.lang, raw ? LexemeKind::kRaw : LexemeKind::kText, bounds != nullptr, node);
+    ByteSet follow;
+    if (c.phase == Phase::kRule) {
+      begin_state();
+      after(c);
+      follow = first_bytes();
+      end_state();
+    }
+    const auto r = m_.grammar().lexemes().record(c.lang, raw ? LexemeKind::kRaw : LexemeKind::kText, bounds != nullptr, node,
+                                                 c.phase == Phase::kRule ? &follow : nullptr);
     if (r->given_up) {
       start();
       return alone(c, node);
@@ -261,6 +278,25 @@ class MaskFiller {
     }
     if (c.phase == Phase::kOtherKey) remove_taken(c, node);
     else if (c.phase == Phase::kString && unique_item(c)) remove_items(c, node);
+  }
+
+  // Bytes that the present state may take; some may turn out to be refused.
+  ByteSet first_bytes() {
+    ByteSet s;
+    if (quick_bytes(s)) return s;
+    for (const Config* c = m_.begin(); c != m_.end(); ++c) {
+      if (c->phase != Phase::kRule && c->phase != Phase::kNumber) continue;
+      const uint8_t* const classes = langs_.classes(c->lang);
+      int8_t of_class[256];
+      std::memset(of_class, -1, sizeof of_class);
+      for (int b = 0; b < 256; ++b) {
+        int8_t& takes = of_class[classes[b]];
+        if (takes < 0) takes = langs_.step(c->lang, uint8_t(b)) != kNothing;
+        if (takes) s.add(uint8_t(b));
+      }
+    }
+    // Others that quick_bytes doesn't know are inside strings and keys, where no lexeme of a rule ends.
+    return s;
   }
 
   void inside(Record& r, const Config& c, const Strings* bounds) {

@@ -75,7 +75,8 @@ Grammar::Grammar(std::shared_ptr<Vocabulary> v, std::shared_ptr<Lexemes> l, cons
   for (size_t r = 0; r < rules.rules.size(); ++r)
     for (const auto& alternative : rules.rules[r].alternatives) {
       int32_t at = starts_[r];
-      for (const Symbol& symbol : alternative) {
+      for (Symbol symbol : alternative) {
+        if (symbol.kind == Symbol::kLang) symbol.id = compact(langs(), symbol.id, 2000);
         // Shared prefixes of alternatives are one path.
         int32_t next = -1;
         for (const Edge& e : states_[size_t(at)].edges)

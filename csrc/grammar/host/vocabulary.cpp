@@ -132,13 +132,13 @@ std::shared_ptr<Lexemes> Vocabulary::lexemes() {
   return lexemes_;
 }
 
-std::shared_ptr<Record> Lexemes::record(Lang lang, LexemeKind kind, bool counted, int32_t node) {
-  const Key key{lang * 4 + int32_t(kind) * 2 + int32_t(counted), node};
+std::shared_ptr<Record> Lexemes::record(Lang lang, LexemeKind kind, bool counted, int32_t node, const ByteSet* follow) {
+  const Key key{lang * 4 + int32_t(kind) * 2 + int32_t(counted), node, follow ? *follow : ByteSet{{~0u, ~0u, ~0u, ~0u}}};
   {
     const std::lock_guard guard(lock_);
     if (const auto at = records_.find(key); at != records_.end()) return at->second;
   }
-  auto r = build(lang, kind, counted, node);
+  auto r = build(lang, kind, counted, node, follow);
   const std::lock_guard guard(lock_);
   if (cached_ > vocabulary_.cache_bytes()) {
     records_.clear();
@@ -149,13 +149,19 @@ std::shared_ptr<Record> Lexemes::record(Lang lang, LexemeKind kind, bool counted
   return at->second;
 }
 
-std::shared_ptr<Record> Lexemes::build(Lang lang, LexemeKind kind, bool counted, int32_t root) {
+std::shared_ptr<Record> Lexemes::build(Lang lang, LexemeKind kind, bool counted, int32_t root, const ByteSet* follow) {
   const Vocabulary& v = vocabulary_;
   const uint8_t* const byte_ = v.bytes();
   const int32_t *const end_ = v.ends(), *const first_ = v.first_tokens(), *const order_ = v.order();
   const uint32_t* const groups_ = v.groups();
   auto out = std::make_shared<Record>();
   Langs& langs = langs_;
+  uint32_t follow_groups = ~0u;
+  if (follow) {
+    follow_groups = 0;
+    for (int b = 0; b < 256; ++b)
+      if (follow->has(uint8_t(b))) follow_groups |= 1u << kGroupOf[b];
+  }
   struct Level {
     Lang lang;
     uint32_t escape;
@@ -250,23 +256,24 @@ std::shared_ptr<Record> Lexemes::build(Lang lang, LexemeKind kind, bool counted,
       continue;
     }
     if (escape == 0 && q == up.lang && groups_[size_t(i)] != 0 && (groups_[size_t(i)] & ~loops_of(q)) == 0 &&
-        (kind == LexemeKind::kText || !langs.accepts(q))) {
+        (kind == LexemeKind::kText || !langs.accepts(q) || out->given_up || !(groups_[size_t(i)] & follow_groups))) {
       take(first_[size_t(i)], first_[size_t(end_[size_t(i)])], q, 0, 0, true);
       i = end_[size_t(i)];
       continue;
     }
     take(first_[size_t(i)], first_[size_t(i) + 1], q, escape, chars, false);
-    if (kind == LexemeKind::kRaw && langs.accepts(q) && end_[size_t(i)] > i + 1) {
-      rest_nodes += end_[size_t(i)] - i;
-      if (rest_nodes > int64_t(kMostRest)) {
-        out->given_up = true;
-        return out;
-      }
-      exits.push_back({i, chars, true});
+    if (kind == LexemeKind::kRaw && langs.accepts(q) && end_[size_t(i)] > i + 1 && (groups_[size_t(i)] & follow_groups)) {
+      int64_t more = 0;
+      for (int32_t c = i + 1; c < end_[size_t(i)]; c = end_[size_t(c)])
+        if (!follow || follow->has(byte_[size_t(c)])) more += end_[size_t(c)] - c;
+      rest_nodes += more;
+      if (rest_nodes > int64_t(kMostRest)) out->given_up = true;
+      else if (more) exits.push_back({i, chars, true});
     }
     if (end_[size_t(i)] > i + 1) stack.push_back({q, escape, chars, end_[size_t(i)]});
     ++i;
   }
+  if (out->given_up) exits.clear();
   // What follows the ends, as one tree.
   struct Merged {
     uint8_t byte;
@@ -288,6 +295,10 @@ std::shared_ptr<Record> Lexemes::build(Lang lang, LexemeKind kind, bool counted,
     std::vector<std::pair<int32_t, int32_t>> path{{0, end_[size_t(e.node)]}};  // (merged node, end of the node's children)
     for (int32_t i = e.node + 1; i < end_[size_t(e.node)]; ++i) {
       while (i >= path.back().second) path.pop_back();
+      if (e.subtree_only && follow && path.size() == 1 && !follow->has(byte_[size_t(i)])) {
+        i = end_[size_t(i)] - 1;
+        continue;
+      }
       const int32_t m = child(path.back().first, byte_[size_t(i)]);
       for (int32_t k = first_[size_t(i)]; k < first_[size_t(i) + 1]; ++k) tree[size_t(m)].tokens.push_back({order_[size_t(k)], e.chars});
       if (end_[size_t(i)] > i + 1) path.emplace_back(m, end_[size_t(i)]);

@@ -55,20 +55,26 @@ class Lexemes {
  public:
   explicit Lexemes(const Vocabulary& v) : vocabulary_(v) {}
   Langs& langs() { return langs_; }
-  std::shared_ptr<Record> record(Lang, LexemeKind, bool counted, int32_t node);
+  // follow: of kRaw, the bytes that what comes after the lexeme can begin with; null: any.
+  std::shared_ptr<Record> record(Lang, LexemeKind, bool counted, int32_t node, const ByteSet* follow = nullptr);
   size_t cached_bytes() const { return cached_; }
   bool full() const { return langs_.memory() > kLanguageBytes / 3; }
 
  private:
   static constexpr size_t kLanguageBytes = size_t(96) << 20;
-  std::shared_ptr<Record> build(Lang, LexemeKind, bool counted, int32_t node);
+  std::shared_ptr<Record> build(Lang, LexemeKind, bool counted, int32_t node, const ByteSet* follow);
   struct Key {
     Lang lang;
     int32_t node;
+    ByteSet follow;
     bool operator==(const Key&) const = default;
   };
   struct KeyHash {
-    size_t operator()(const Key& k) const { return (uint64_t(uint32_t(k.lang)) << 32 | uint32_t(k.node)) * 0x9e3779b97f4a7c15u >> 7; }
+    size_t operator()(const Key& k) const {
+      uint64_t h = uint64_t(uint32_t(k.lang)) << 32 | uint32_t(k.node);
+      for (const uint64_t w : k.follow.words) h = (h ^ w) * 0x9e3779b97f4a7c15u;
+      return h >> 7;
+    }
   };
   const Vocabulary& vocabulary_;  // outlives this: grammars hold both
   Langs langs_{kLanguageBytes};

@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tokops.bench import attention as attention_suite
 from tokops.bench import kvcache as kvcache_suite
@@ -135,6 +135,72 @@ def caches(
         out.mkdir(parents=True, exist_ok=True)
         opponent_caches.write_json(rows, plan, facts, out / "caches.json")
         console.print(f"wrote {out / 'caches.json'}")
+
+
+@bench.command()
+def grammar(
+    path: Annotated[
+        pathlib.Path,
+        typer.Argument(
+            help="A JSONL file or a folder of schemas with instances, or a folder of the JSON-Schema-Test-Suite.",
+            exists=True,
+        ),
+    ],
+    engines: Annotated[
+        str,
+        typer.Option(help="Names with commas between; ours and the peers that are installed if left out."),
+    ] = "",
+    tokenizer: Annotated[
+        str, typer.Option(help="llama3 (downloaded once), smollm2, or a tokenizer.json that works on bytes.")
+    ] = "llama3",
+    limit: Annotated[int, typer.Option(min=0, help="Schemas drawn of them; 0: all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that an engine may use.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Processor time for one schema.")] = 20.0,
+    memory: Annotated[float, typer.Option(min=0.1, help="GiB for one schema.")] = 4.0,
+    out: Out = None,
+) -> None:
+    """Grammar engines over schemas: what they compile, what they judge rightly, and what a mask costs."""
+    from tokops.bench import grammar as protocol
+    from tokops.bench import grammar_engines, grammar_items, grammar_report
+
+    known = grammar_engines.ENGINES
+    names = [name.strip() for name in engines.split(",") if name.strip()] or grammar_engines.installed()
+    for name in names:
+        if name not in known:
+            raise typer.BadParameter(f"--engines: there are {', '.join(known)}; got {name!r}")
+        if grammar_engines.version(name) is None:
+            raise typer.BadParameter(f"--engines {name}: {grammar_engines.PACKAGES[name]} is not installed")
+    console = Console()
+    try:
+        items = grammar_items.sample(grammar_items.read(path), limit, seed)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console) as progress:
+            results = protocol.run(
+                items,
+                names,
+                vocabulary=tokenizer,
+                threads=threads,
+                limits=protocol.Limits(seconds, memory),
+                stage=stages(progress),
+            )
+    except (ValueError, RuntimeError) as error:
+        console.print(f"[red]{error}[/]", soft_wrap=True)
+        raise typer.Exit(1) from error
+    shared = grammar_report.common(results)
+    console.print(grammar_report.coverage_table(results))
+    console.print(grammar_report.time_table(results, None, "processor time, all that an engine compiled"))
+    title = f"processor time, the {len(shared)} schemas that all of them compiled"
+    console.print(grammar_report.time_table(results, shared, title))
+    for sentence in (*grammar_report.bars(results), *grammar_report.wrong(results)):
+        console.print(f"- {sentence}", soft_wrap=True)
+    facts = run.machine() | {"path": str(path), "tokenizer": tokenizer, "threads": threads}
+    console.print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        grammar_report.write_json(results, facts, out / "grammar.json")
+        grammar_report.picture(results, out / "grammar.png")
+        console.print(f"wrote {out / 'grammar.json'} and {out / 'grammar.png'}")
 
 
 def register(app: typer.Typer) -> None:

@@ -197,7 +197,8 @@ class _Loop:
     def _draw(self, group: list[_Row], logits: Tensor) -> None:
         """One token for rows of one length, or the first tokens of trials where a row branches."""
         raw = logits[torch.tensor([row.source for row in group], device=logits.device)]
-        processors = processors_of(self.processors, [row.request for row in group])
+        places = [(row.source, -1) for row in group]
+        processors = processors_of(self.processors, [row.request for row in group], places)
         scores = processors(self.texts.of(group), raw).float()
         trials = self.method.trials(entropy_of(scores)).tolist()
         rows: list[_Row] = []

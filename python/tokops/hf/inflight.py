@@ -74,8 +74,8 @@ class InflightGenerator:
         prefill_chunk_size: tokens of a prompt read in one forward; None reads it whole.
 
     Raises:
-        ValueError: the model is not patched, has a method with a decoding loop of its own, or a number is out of
-            range.
+        ValueError: the model is not patched, has a method with a decoding loop of its own or one that constrains, or
+            a number is out of range.
         NotImplementedError: the model's cache is kept by a storing method.
 
     Source:
@@ -107,6 +107,10 @@ class InflightGenerator:
             if method.loop is not None:
                 raise ValueError(
                     f"InflightGenerator: {type(method).__name__} has a decoding loop of its own and does not run in it"
+                )
+            if method.hooks is not None:
+                raise ValueError(
+                    f"InflightGenerator: {type(method).__name__} constrains generate; pass its processor to submit"
                 )
         if run.new_cache().state.layout is not None:
             raise NotImplementedError("InflightGenerator needs full-precision pages, not a storing method")

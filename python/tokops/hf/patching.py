@@ -3,12 +3,15 @@
 import functools
 import importlib
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from transformers import StoppingCriteriaList, StopStringCriteria
+from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 
 from ..methods import SLOTS, Dense, Method
 from . import attention
 from .cache import PAGE_SIZE, PagedCache, Plan
+from .constrain import Hooks, Padding, Setting, ends_of
 from .families import CACHE, check_model, given_cache, shape_of
 from .report import Counters, Report
 
@@ -24,6 +27,8 @@ class Run:
     def __init__(self, model, methods: tuple[Method, ...], page_size: int):
         self.model = model
         self.methods = methods
+        #: What constraining methods added to the last generation, in order: processors and criteria may be asked.
+        self.hooks: list[Hooks] = []
         self._page_size = page_size
         shape = shape_of(model.config)
         self._plan = Plan(methods, Counters(shape.windows), shape)
@@ -167,9 +172,45 @@ def _wrap_generate(run: Run, original):
                 streamer=kwargs.get("streamer"),
                 tokenizer=kwargs.get("tokenizer"),
             )
-        return original(inputs, *args, **kwargs)
+        with _constrained(run, inputs, args, kwargs, setting):
+            return original(inputs, *args, **kwargs)
 
     return generate
+
+
+@contextmanager
+def _constrained(run: Run, inputs, args, kwargs, setting) -> Iterator[None]:
+    """Add to one generation what constraining methods give it: behind the caller's own, in the order of the methods."""
+    constraining = [method for method in run.methods if method.hooks is not None]
+    if not constraining:
+        yield
+        return
+    if len(args) > 1:
+        raise TypeError("pass logits_processor and stopping_criteria to a model patched by tokops by keyword")
+    mask = kwargs.get("attention_mask")
+    ends = setting("eos_token_id")
+    this = Setting(
+        model=run.model,
+        tokenizer=kwargs.get("tokenizer"),
+        padding=Padding.of(run.model, inputs if inputs is not None else kwargs.get("input_ids"), mask),
+        eos=ends_of(run.model) if ends is None else frozenset((ends,) if isinstance(ends, int) else ends),
+        assisted=bool(setting("prompt_lookup_num_tokens")) or kwargs.get("assistant_model") is not None,
+        streamer=kwargs.get("streamer"),
+    )
+    run.hooks = []
+    try:
+        for method in constraining:
+            run.hooks.append(importlib.import_module(f".{method.hooks}", __package__).hooks(method, this))
+        for name, kind, added in (
+            ("logits_processor", LogitsProcessorList, [x for hooks in run.hooks for x in hooks.processors]),
+            ("stopping_criteria", StoppingCriteriaList, [x for hooks in run.hooks for x in hooks.criteria]),
+        ):
+            if added:
+                kwargs[name] = kind([*(kwargs.get(name) or ()), *added])
+        yield
+    finally:
+        for hooks in run.hooks:
+            hooks.close()
 
 
 def _loop_of(method: Method):
@@ -251,7 +292,7 @@ def _fill_slots(methods) -> None:
                 raise ValueError(
                     f"{type(method).__name__} fills an unknown slot {slot!r}; slots are {', '.join(SLOTS)}"
                 )
-            if slot in taken:
+            if slot in taken and slot != "constrain":
                 raise ValueError(
                     f"{type(taken[slot]).__name__} and {type(method).__name__} clash: both fill the slot {slot!r}"
                 )
@@ -263,7 +304,8 @@ def patch(model, *methods: Method, page_size: int = PAGE_SIZE) -> Run:
 
     Args:
         model: a transformers model of a tested family; only this instance changes.
-        methods: one per slot; none means :class:`tokops.methods.Dense`.
+        methods: one per slot, and any number that constrain, which are applied in the order given; none means
+            :class:`tokops.methods.Dense`.
         page_size: tokens per page of the cache.
 
     Returns:

@@ -4,26 +4,53 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from transformers import LogitsProcessorList, PrefixConstrainedLogitsProcessor
+from transformers import LogitsProcessor, LogitsProcessorList, PrefixConstrainedLogitsProcessor
 
 #: Tensors ``[B, ...]`` that transformers' processors keep of the batch: where prompts begin, and the prompts.
 _OF_ROWS = ("prompt_ignore_length", "encoder_input_ids")
 
 
-def processors_of(processors: LogitsProcessorList, rows: Sequence[int]) -> LogitsProcessorList:
+class RowProcessor(LogitsProcessor):
+    """A processor that may ask which sequences of the batch it is called with, and where the forward has them."""
+
+    #: For every row of the call, which sequence of the batch it belongs to; None: see :meth:`row`.
+    rows: Sequence[int] | None = None
+    #: For every row of the call, its row and its token in what the last forward put out; None: the last tokens.
+    places: Sequence[tuple[int, int]] | None = None
+
+    def of_rows(self, rows: Sequence[int], places: Sequence[tuple[int, int]] | None) -> "RowProcessor":
+        """This processor for other rows; everything else is shared."""
+        twin = copy.copy(self)
+        twin.rows, twin.places = rows, places
+        return twin
+
+    def row(self, index: int, count: int, batch: int) -> int:
+        """Which of ``batch`` sequences row ``index`` of a call with ``count`` rows belongs to (beams are in order)."""
+        return self.rows[index] if self.rows is not None else index * batch // count
+
+
+def processors_of(
+    processors: LogitsProcessorList,
+    rows: Sequence[int],
+    places: Sequence[tuple[int, int]] | None = None,
+) -> LogitsProcessorList:
     """The processors of a batch, to be called with some of its sequences, in any order and any number of times.
 
     Args:
         processors: as ``generate`` makes them for a batch.
         rows: for every sequence of the call, which of the batch it belongs to.
+        places: for every sequence of the call, where the last forward has the token that it ends with: the row, and
+            the index in it. None: row for row, the last token.
 
     Returns:
         A list that shares all state that is not of sequences.
     """
-    return LogitsProcessorList(_of(processor, rows) for processor in processors)
+    return LogitsProcessorList(_of(processor, rows, places) for processor in processors)
 
 
-def _of(processor, rows):
+def _of(processor, rows, places):
+    if isinstance(processor, RowProcessor):
+        return processor.of_rows(rows, places)
     if isinstance(processor, PrefixConstrainedLogitsProcessor):
         allowed = processor._prefix_allowed_tokens_fn
         return PrefixConstrainedLogitsProcessor(lambda i, ids: allowed(rows[i], ids), num_beams=1)

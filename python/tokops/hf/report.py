@@ -13,7 +13,7 @@ class Report:
 
     Args:
         methods: the methods in force, with everything resolved.
-        slots: slot -> name of the method that fills it.
+        slots: slot -> name of the method that fills it; of several constraining ones, all names in order.
         layers: layers of the model.
         steps: forwards that decoded.
         tokens: tokens those forwards decoded, per sequence.
@@ -133,7 +133,10 @@ class Counters:
         cells = sum(book.live_tokens() * book.layers for book in self.books)  # a token in a layer
         return Report(
             methods=[m.describe() for m in methods],
-            slots={slot: type(m).__name__ for m in methods for slot in m.slots},
+            slots={
+                slot: ", ".join(type(m).__name__ for m in methods if slot in m.slots)
+                for slot in dict.fromkeys(slot for m in methods for slot in m.slots)
+            },
             layers=len(self.windows),
             steps=self.steps,
             tokens=self.tokens,

@@ -249,7 +249,10 @@ class Loop:
             text = self.rows.ids(b)
             for nodes, paths in _by_depth(texts[b], tree[: logits.shape[1] if count is None else count[b]]):
                 ids = torch.cat([text.expand(len(nodes), -1), text.new_tensor(paths)], 1)
-                logits[b, nodes] = processors_of(self.processors, [b] * len(nodes))(ids, logits[b, nodes])
+                # The prompt's forward has the token that the one node stands for at its end.
+                places = [(b, -1 if proposal is None else node) for node in nodes]
+                processors = processors_of(self.processors, [b] * len(nodes), places)
+                logits[b, nodes] = processors(ids, logits[b, nodes])
         return logits
 
     def _settle(self, proposal: Proposal, path: Tensor, out: Tensor) -> None:

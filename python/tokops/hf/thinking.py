@@ -105,6 +105,11 @@ class Writer:
         self.vocab = vocab
         self.ends = ends
         run = run_of(model)
+        for method in () if run is None else run.methods:
+            if method.hooks is not None:
+                raise ValueError(
+                    f"generate_guided: {type(method).__name__} constrains generate and does not run in it"
+                )
         self.cache = DynamicCache(config=model.config) if run is None else run.new_cache()
         if hasattr(self.cache, "activate_past_recording"):
             self.cache.activate_past_recording()

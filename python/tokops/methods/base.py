@@ -107,6 +107,11 @@ class Method:
         """Module of ``tokops.hf`` whose ``generate_loop`` decodes under this method; None is transformers' own."""
         return "decoding" if self.correction_period else None
 
+    @property
+    def hooks(self) -> str | None:
+        """Module of ``tokops.hf`` whose ``hooks`` gives the processors and criteria of one generation; None: none."""
+        return None
+
     def resolve(self, shape: ModelShape) -> "Method":
         """This method with everything that depends on the model filled in.
 

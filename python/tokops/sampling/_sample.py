@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import _exact
+from .. import _bitmask, _exact
 from .._check import FLOATS, check_shape, check_tensor, refuse_unless
 from .._native import op
 
@@ -52,12 +52,15 @@ class Sampling:
         return self.temperature == 0
 
 
-def _check_rows(name, logits, per_row):
+def _check_rows(name, logits, per_row, mask):
     check_tensor(name, "logits", logits, 2, FLOATS, logits)
     _check_vocabulary(name, logits.shape[1])
     if per_row is not None:
         check_tensor(name, "per_row", per_row, 2, (torch.float32,), logits)
         check_shape(name, "per_row", per_row, (logits.shape[0], 4), "[rows, 4]")
+    if mask is not None:
+        _bitmask.check(name, "mask", mask, logits.shape[0], logits)
+        refuse_unless(mask.shape[1] > 0, name, "mask must have at least 1 word a row")
 
 
 def _check_vocabulary(name, size):
@@ -70,8 +73,10 @@ def _check_numbers(name, like, **tensors):
         check_shape(name, key, x, like.shape[:1], "[rows]")
 
 
-def _weights(logits, temperature, top_k, top_p, min_p, per_row):
+def _weights(logits, temperature, top_k, top_p, min_p, per_row, mask):
     """Weights ``[rows, V]`` of rows of logits."""
+    if mask is not None:
+        logits = torch.where(_bitmask.allowed(mask, logits.shape[1]), logits, float("-inf"))
     settings = [(temperature, top_k, top_p, min_p)] * len(logits)
     if per_row is not None:
         settings = [(t, int(k), p, m) for t, k, p, m in per_row.tolist()]
@@ -80,13 +85,16 @@ def _weights(logits, temperature, top_k, top_p, min_p, per_row):
 
 
 @op(
-    f"sample(Tensor logits, int seed, Tensor stream, Tensor position, {_SETTINGS}, int slot, int use) -> Tensor"
+    f"sample(Tensor logits, int seed, Tensor stream, Tensor position, {_SETTINGS}, int slot, int use, "
+    "Tensor? mask=None) -> Tensor"
 )
-def sample_reference(logits, seed, stream, position, temperature, top_k, top_p, min_p, per_row, slot, use):
+def sample_reference(
+    logits, seed, stream, position, temperature, top_k, top_p, min_p, per_row, slot, use, mask=None
+):
     """The definition: weights, their integers, one draw a row."""
-    _check_rows("sample", logits, per_row)
+    _check_rows("sample", logits, per_row, mask)
     _check_numbers("sample", logits, stream=stream, position=position)
-    weights = _exact.fixed(_weights(logits, temperature, top_k, top_p, min_p, per_row))
+    weights = _exact.fixed(_weights(logits, temperature, top_k, top_p, min_p, per_row, mask))
     tokens = []
     for w, s, at in zip(weights, stream.tolist(), position.tolist(), strict=True):
         total = int(w.sum())
@@ -96,24 +104,24 @@ def sample_reference(logits, seed, stream, position, temperature, top_k, top_p, 
 
 
 @torch.library.register_fake("tokops::sample")
-def _(logits, seed, stream, position, temperature, top_k, top_p, min_p, per_row, slot, use):
-    _check_rows("sample", logits, per_row)
+def _(logits, seed, stream, position, temperature, top_k, top_p, min_p, per_row, slot, use, mask=None):
+    _check_rows("sample", logits, per_row, mask)
     _check_numbers("sample", logits, stream=stream, position=position)
     return logits.new_empty(logits.shape[:1], dtype=torch.int32)
 
 
-@op(f"law(Tensor logits, {_SETTINGS}) -> Tensor")
-def law_reference(logits, temperature, top_k, top_p, min_p, per_row):
+@op(f"law(Tensor logits, {_SETTINGS}, Tensor? mask=None) -> Tensor")
+def law_reference(logits, temperature, top_k, top_p, min_p, per_row, mask=None):
     """The definition: weights over their sum, one product a token."""
-    _check_rows("law", logits, per_row)
-    w = _weights(logits, temperature, top_k, top_p, min_p, per_row)
+    _check_rows("law", logits, per_row, mask)
+    w = _weights(logits, temperature, top_k, top_p, min_p, per_row, mask)
     total = _exact.fixed(w).sum(-1, keepdim=True).double()
     return torch.where(total > 0, w * (_exact.ONE / total).float(), 0.0)
 
 
 @torch.library.register_fake("tokops::law")
-def _(logits, temperature, top_k, top_p, min_p, per_row):
-    _check_rows("law", logits, per_row)
+def _(logits, temperature, top_k, top_p, min_p, per_row, mask=None):
+    _check_rows("law", logits, per_row, mask)
     return logits.new_empty(logits.shape, dtype=torch.float32)
 
 
@@ -186,6 +194,7 @@ def sample(
     top_k: int | Tensor = 0,
     top_p: float | Tensor = 1.0,
     min_p: float | Tensor = 0.0,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Draw one token from every row of logits.
 
@@ -200,9 +209,12 @@ def sample(
         position: index in the request's sequence of the token that is drawn, an int or ``[...]`` int64.
         temperature, top_k, top_p, min_p: see :class:`Sampling`; numbers, or ``[...]`` tensors with one per row
             (which are not checked for their range).
+        mask: ``[..., W]`` int32, or ``[W]`` for all rows: bit ``t % 32`` of word ``t / 32`` is 1 where token t may
+            be drawn. What is not allowed, and tokens beyond the mask, count as -inf: the tokens are those that
+            :func:`tokops.grammar.apply_bitmask_` and this function without a mask would give.
 
     Returns:
-        ``[...]`` int32 tokens; -1 for a row without a finite logit.
+        ``[...]`` int32 tokens; -1 for a row without a finite logit that is allowed.
 
     Raises:
         RuntimeError: wrong shape, dtype or device.
@@ -213,9 +225,11 @@ def sample(
     numbers = [_rows(x, shape, logits.device) for x in (stream, position)]
     settings = _settings("sample", logits, temperature, top_k, top_p, min_p)
     rows = logits.reshape(-1, logits.shape[-1])
-    return torch.ops.tokops.sample.default(rows, _seed(seed), *numbers, *settings, 0, _USES["plain"]).view(
-        shape
+    bits = _bitmask.rows_of("sample", mask, shape)
+    tokens = torch.ops.tokops.sample.default(
+        rows, _seed(seed), *numbers, *settings, 0, _USES["plain"], bits
     )
+    return tokens.view(shape)
 
 
 def law(
@@ -225,15 +239,17 @@ def law(
     top_k: int | Tensor = 0,
     top_p: float | Tensor = 1.0,
     min_p: float | Tensor = 0.0,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """The law that tokens are drawn from: logits after temperature, top-k, top-p and min-p, normalised.
 
     Args:
         logits: ``[..., V]`` as in :func:`sample`.
         temperature, top_k, top_p, min_p: see :class:`Sampling`; numbers, or ``[...]`` tensors.
+        mask: tokens that are allowed, as in :func:`sample`; the law is over these.
 
     Returns:
-        ``[..., V]`` float32; all 0 for a row without a finite logit.
+        ``[..., V]`` float32; all 0 for a row without a finite logit that is allowed.
 
     Raises:
         RuntimeError, ValueError: as :func:`sample`.
@@ -241,7 +257,8 @@ def law(
     torch._check(logits.dim() >= 1, lambda: "law: logits must have at least 1 dimension")
     settings = _settings("law", logits, temperature, top_k, top_p, min_p)
     rows = logits.reshape(-1, logits.shape[-1])
-    return torch.ops.tokops.law.default(rows, *settings).view(logits.shape)
+    bits = _bitmask.rows_of("law", mask, logits.shape[:-1])
+    return torch.ops.tokops.law.default(rows, *settings, bits).view(logits.shape)
 
 
 def draw(
@@ -292,6 +309,14 @@ def _case_settings(rows, gen):
     yield "per row", (1.0, 0, 1.0, 0.0, mixed[torch.arange(rows) % 3])
 
 
+def _case_mask(rows, v, gen):
+    """Words of all kinds: none, all and some of 32 tokens; the last row is short of a word where it can be."""
+    some = torch.rand(rows, v, generator=gen) < torch.tensor([0.5, 0.02, 0.97])[torch.arange(rows) % 3, None]
+    words = _bitmask.packed(some)
+    words[:, 2:4], words[:, 4:6] = 0, -1
+    return words[:, : max(1, words.shape[1] - 1)].contiguous()
+
+
 def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
     """Inputs of the three ops, "small" or "large": (op, label, args, kwargs)."""
     gen = torch.Generator().manual_seed(0)
@@ -304,6 +329,8 @@ def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
                 ("top-p 0.9", (1.0, 0, 0.9, 0.0, None)),
             ):
                 yield "sample", f"[{rows}, {v}] {name}", (logits, 1, *numbers, *settings, 0, 3), {}
+            mask = _bitmask.packed(torch.rand(rows, v, generator=gen) < 0.5)
+            yield "sample", f"[{rows}, {v}] masked", (logits, 1, *numbers, *settings, 0, 3, mask), {}
         return
     for rows, v in ((1, 1), (3, 8), (4, 1000), (2, 5001)):
         for dtype in FLOATS:
@@ -316,6 +343,11 @@ def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
                 label = f"{name} [{rows}, {v}] {str(dtype)[6:]}"
                 yield "sample", label, (logits, 0x123456789ABCDEF0, *numbers, *settings, 0, 3), {}
                 yield "law", label, (logits, *settings), {}
+            for kept, settings in ((rows, (1.0, 0, 1.0, 0.0, None)), (1, (0.9, 40, 0.9, 0.01, None))):
+                mask = _case_mask(kept, v, gen)
+                label = f"{kept} masks [{rows}, {v}] {str(dtype)[6:]}"
+                yield "sample", label, (logits, 77, *numbers, *settings, 0, 3, mask), {}
+                yield "law", label, (logits, *settings, mask), {}
         probs = torch.rand(rows, v, generator=gen) / v
         for replace in (False, True):
             label = f"[{rows}, {v}] {'with' if replace else 'without'} replacement"
