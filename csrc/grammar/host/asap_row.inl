@@ -119,18 +119,27 @@ static int32_t list_tokens(const Row& row, int32_t first, int32_t end, float top
     const uint32_t word = word_at(row, t);
     if (word == 0) continue;
     const float* at = logits_at(row, t, last);
+    if (!add_rest) {  // most words hold nothing that is likely
+      Ints likely = {};
+      for (int i = 0; i < kWord; i += kLanes) {
+        Floats x;
+        __builtin_memcpy(&x, at + i, sizeof x);
+        likely |= x >= Floats{} + bound;
+      }
+      uint64_t halves[kLanes / 2], any = 0;
+      __builtin_memcpy(halves, &likely, sizeof likely);
+      for (int i = 0; i < kLanes / 2; ++i) any |= halves[i];
+      if (any == 0) continue;
+    }
     for (int i = 0; i < kWord; i += kLanes) {
       Floats x, e;
       Ints on;
       load(at + i, x);
       lanes_of(word >> i, on);
       const Ints listed = on & (x >= Floats{} + bound) & (x > Floats{} + kNoLogit);
-      int32_t any = 0;
-      for (int j = 0; j < kLanes; ++j) any |= listed[j];
-      if (!any && !add_rest) continue;
       exponential(x - (Floats{} + top), e);
       sum += __builtin_convertvector(((on & ~listed) ? e : Floats{}), Doubles);
-      for (int j = 0; any && j < kLanes; ++j) {
+      for (int j = 0; j < kLanes; ++j) {
         if (!listed[j]) continue;
         tokens[found] = t + i + j;
         weights[found++] = double(e[j]);

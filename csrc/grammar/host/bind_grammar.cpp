@@ -179,8 +179,8 @@ PYBIND11_MODULE(_grammar, m) {
       .def_property_readonly("language_bytes", [](Vocabulary& v) { return v.lexemes()->langs().memory(); })
       .def_property_readonly("eos", &Vocabulary::eos)
       .def("token", [](const Vocabulary& v, int32_t t) {
-        if (t < 0 || t >= v.size()) throw py::index_error("token out of range");
-        return py::bytes(v.token(t));
+        if (t < 0 || t >= v.width()) throw py::index_error("token out of range");
+        return py::bytes(t < v.size() ? v.token(t) : std::string());
       });
 
   py::class_<Grammar, std::shared_ptr<Grammar>>(m, "Grammar")

@@ -887,16 +887,29 @@ std::string Matcher::allowed_bytes() {
 std::string Matcher::jump_forward() {
   std::string out;
   while (out.size() < 4096 && !done_ && !complete()) {
+    // Spelling a character as an escape is no choice of text.
+    const auto in_string = [&] {
+      for (const Config* c = begin(); c != end(); ++c)
+        if (c->phase != Phase::kString && c->phase != Phase::kKey && c->phase != Phase::kOtherKey) return false;
+      return true;
+    };
+    const bool plain = in_string();
     int only = -1;
+    bool escape = false;
     for (int b = 0; b < 256; ++b)
       if (push(uint8_t(b))) {
         pop(1);
+        if (plain && b == '\\') {
+          escape = true;
+          continue;
+        }
         if (only >= 0) {
           only = -2;
           break;
         }
         only = b;
       }
+    if (only == -1 && escape) only = '\\';
     if (only < 0) break;
     push(uint8_t(only));
     out.push_back(char(only));

@@ -45,7 +45,8 @@ Matcher.__doc__ = """A text against a grammar, token by token: made by ``Grammar
 * ``fill(mask)``: write which tokens are allowed to int32 [W], W = ceil(width / 32): bit t % 32 of word t / 32. mask is
   a CPU tensor or a numpy array, contiguous.
 * ``rollback(n)``: take back the last n tokens. ``fork()``: a matcher of its own at the same place. ``reset()``.
-* ``jump_forward() -> bytes``: the bytes that must come next, b"" where there is a choice.
+* ``jump_forward() -> bytes``: the bytes that must come next (characters spelled plainly rather than as escapes), b""
+  where there is a choice.
 * ``is_done()``: an end token was accepted. ``is_complete()``: one would be.
 * ``fill_tree(parents, tokens, mask)``: masks int32 [N, W] of a draft tree: row i is what may follow node i, whose token
   is tokens[i] and whose parent is parents[i] < i or -1 (the text so far); all clear where node i itself isn't allowed.
