@@ -25,6 +25,8 @@ SCHEMAS = [
     {"type": "object", "properties": {"a": {}, "b": {}}, "additionalProperties": False, "minProperties": 1, "maxProperties": 1},
     {"type": "array", "uniqueItems": True, "items": {"type": "string", "pattern": "^a*b?$"}},
     {"type": "array", "uniqueItems": True, "items": {"type": "integer", "minimum": 0, "maximum": 12}},
+    {"type": "array", "uniqueItems": True, "items": {"type": "object", "properties": {"a": {"const": 1}, "ab": False}, "propertyNames": {"pattern": "^[ab]"}}},
+    {"type": "array", "uniqueItems": True, "items": {"type": "array", "items": {"enum": [1, "ab"]}}},
     {"type": "object", "patternProperties": {"^a": {"type": "integer"}}, "additionalProperties": {"type": "boolean"}, "minProperties": 2},
     {"type": "string", "pattern": "^(ab|true)*$", "minLength": 3, "maxLength": 6},
     {"type": "string", "minLength": 2, "maxLength": 4},

@@ -30,6 +30,8 @@ class MaskFiller {
     if (!blank_) std::memset(mask_, 0, size_t(words_) * 4);
     below(0);
     if (blank_) std::memset(mask_, 0, size_t(words_) * 4);
+    for (const int32_t t : verify_)
+      if (!m_.allows(t)) mask_[t >> 5] &= ~(1u << (t & 31));
     if (m_.complete()) set_eos();
   }
 
@@ -40,6 +42,7 @@ class MaskFiller {
   uint32_t* mask_;
   int32_t words_ = 0;
   bool blank_ = false;  // nothing has been written yet
+  std::vector<int32_t> verify_;  // tokens that end an item of a unique array after a record's lexeme: accept decides
 
   void start() {
     if (!blank_) return;
@@ -145,7 +148,11 @@ class MaskFiller {
         c.space = uint16_t(limit);
         m_.configs_.push_back(c);
       }
-      if (r->rest.size() > 2) rest(*r, 0, 0, most);
+      if (r->rest.size() > 2) {
+        m_.unknown_item_ = true;
+        rest(*r, 0, 0, most, m_.unchecked_);
+        m_.unknown_item_ = false;
+      }
       end_state();
       left = std::move(others);
     }
@@ -272,8 +279,11 @@ class MaskFiller {
     }
     if (r->rest.size() > 2) {
       begin_state();
+      m_.unknown_item_ = true;
       after(c);
-      if (m_.begin() != m_.end()) rest(*r, 0, fewest, most);
+      const int64_t unchecked = m_.unchecked_;
+      if (m_.begin() != m_.end()) rest(*r, 0, fewest, most, unchecked);
+      m_.unknown_item_ = false;
       end_state();
     }
     if (c.phase == Phase::kOtherKey) remove_taken(c, node);
@@ -336,9 +346,7 @@ class MaskFiller {
     switch (c.phase) {
       case Phase::kString:
       case Phase::kNumber:
-        m_.unknown_item_ = true;
         m_.end_value(c.frame);
-        m_.unknown_item_ = false;
         break;
       case Phase::kRule: m_.enter(c.id, c.frame); break;
       case Phase::kOtherKey: {
@@ -351,19 +359,24 @@ class MaskFiller {
     }
   }
 
-  void rest(const Record& r, int32_t node, int32_t fewest, int32_t most) {
+  // `unchecked`: of the matcher, before the lexeme's end: where it has grown, an item of a unique array has ended.
+  void rest(const Record& r, int32_t node, int32_t fewest, int32_t most, int64_t unchecked) {
     ByteSet may;
     const bool known = quick_bytes(may);
     for (int32_t c = node + 1; c < r.rest[size_t(node)].end; c = r.rest[size_t(c)].end) {
       const uint8_t b = r.rest[size_t(c)].byte;
       if (known && !may.has(b)) continue;
+      const int64_t before = m_.unchecked_;
       if (!m_.push(b)) continue;
       for (int32_t k = r.rest[size_t(c)].first; k < r.rest[size_t(c) + 1].first; ++k) {
         const Record::Ending& e = r.rest_tokens[size_t(k)];
-        if (e.chars >= fewest && e.chars <= most) set(e.token);
+        if (e.chars < fewest || e.chars > most) continue;
+        set(e.token);
+        if (m_.unchecked_ > unchecked) verify_.push_back(e.token);
       }
-      if (r.rest[size_t(c)].end > c + 1) rest(r, c, fewest, most);
+      if (r.rest[size_t(c)].end > c + 1) rest(r, c, fewest, most, unchecked);
       m_.pop(1);
+      m_.unchecked_ = before;
     }
   }
 

@@ -1,6 +1,7 @@
 #include "matcher.h"
 
 #include <cstring>
+#include <map>
 
 #include "compact.h"
 #include "text.h"
@@ -15,14 +16,56 @@ constexpr size_t kMostFrames = size_t(1) << 26;
 const ObjectShape& object_of(const Frame& f) { return *static_cast<const ObjectShape*>(f.shape); }
 const ArrayShape& array_of(const Frame& f) { return *static_cast<const ArrayShape*>(f.shape); }
 
-// What two equal scalars share: see Schema's `finite`.
-std::string canonical_item(std::string_view text) {
-  if (!text.empty() && text[0] == '"') return "\"" + decode_text(text.substr(1, text.size() - 2));
-  if (!text.empty() && (text[0] == '-' || (text[0] >= '0' && text[0] <= '9'))) return Decimal::parse(text).text();
-  return std::string(text);
+// Reads one value from `at` on.
+std::string canonical_value(std::string_view s, size_t& at) {
+  const auto space = [&] {
+    while (at < s.size() && (s[at] == ' ' || s[at] == '\t' || s[at] == '\n' || s[at] == '\r')) ++at;
+  };
+  const auto string = [&] {
+    const size_t first = ++at;
+    while (at < s.size() && s[at] != '"') at += s[at] == '\\' ? 2 : 1;
+    const std::string text = decode_text(s.substr(first, std::min(at, s.size()) - first));
+    ++at;
+    return text;
+  };
+  const auto sized = [](const std::string& x) { return std::to_string(x.size()) + ":" + x; };
+  space();
+  if (at >= s.size()) return "";
+  if (s[at] == '"') return "\"" + string();
+  if (s[at] == '{' || s[at] == '[') {
+    const char open = s[at++];
+    std::map<std::string, std::string> members;
+    std::string items;
+    for (space(); at < s.size() && s[at] != '}' && s[at] != ']'; space()) {
+      if (s[at] == ',') {
+        ++at;
+        continue;
+      }
+      if (open == '[') {
+        items += sized(canonical_value(s, at));
+        continue;
+      }
+      const std::string key = string();
+      space();
+      ++at;  // :
+      members[key] = canonical_value(s, at);
+    }
+    ++at;
+    for (const auto& [k, v] : members) items += sized(k) + sized(v);
+    return open + items;
+  }
+  const size_t first = at;
+  while (at < s.size() && std::string_view(",]} \t\n\r").find(s[at]) == std::string_view::npos) ++at;
+  const std::string_view scalar = s.substr(first, at - first);
+  return scalar[0] == '-' || (scalar[0] >= '0' && scalar[0] <= '9') ? Decimal::parse(scalar).text() : std::string(scalar);
 }
 
 }  // namespace
+
+std::string canonical_text(std::string_view text) {
+  size_t at = 0;
+  return canonical_value(text, at);
+}
 
 bool steps_into(Langs& langs, Lang q, uint32_t low, uint32_t high) {
   const auto alive = [&](Lang l) { return l != kNothing && langs.alive(l); };
@@ -392,7 +435,7 @@ bool Matcher::fresh(const Config& c, uint32_t frame) {
       for (const char x : rest) n += (uint8_t(x) & 0xc0) != 0x80;
       if (n < bounds->shortest) continue;
     }
-    const std::string item = c.phase == Phase::kString ? "\"" + decode_text(std::string_view(so_far).substr(1)) + rest : canonical_item(so_far + rest);
+    const std::string item = c.phase == Phase::kString ? "\"" + decode_text(std::string_view(so_far).substr(1)) + rest : canonical_text(so_far + rest);
     bool taken = false;
     for (uint32_t i = f.list; i && !taken; i = list_[i - 1].next) taken = list_[i - 1].text == item;
     if (!taken) return true;
@@ -494,8 +537,9 @@ void Matcher::end_value(uint32_t frame) {
       for (uint32_t i = f.list; i; i = list_[i - 1].next) end_value(list_[i - 1].frame);
       break;
     case Frame::kArray:
+      if (array_of(f).unique && unknown_item_) ++unchecked_;
       if (array_of(f).unique && !unknown_item_) {
-        const std::string item = canonical_item(std::string_view(bytes_).substr(size_t(f.start)));
+        const std::string item = canonical_text(std::string_view(bytes_).substr(size_t(f.start)));
         for (uint32_t i = f.list; i; i = list_[i - 1].next)
           if (list_[i - 1].text == item) return;
         list_.push_back({f.list, 0, 0, item});

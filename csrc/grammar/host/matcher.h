@@ -195,7 +195,8 @@ class Matcher {
   };
   std::vector<Expected> expected_;  // at this byte: values, before those of one goal are joined
   bool done_ = false;
-  bool unknown_item_ = false;   // the item that ends is not in bytes_ as a whole
+  bool unknown_item_ = false;   // an item that ends now is not in bytes_ as a whole: whether it is there already ..
+  int64_t unchecked_ = 0;       // .. is not asked, but counted
 };
 
 // Masks of draft trees: parents[i] < i or -1, tokens[i] the token at node i; row i of `mask` is what may follow

@@ -414,8 +414,14 @@ void Schema::Impl::finish(ArrayShape& s) {
         if (g < 0) continue;
         const GoalData& d = goals[size_t(g)];
         if (s.most <= 1) continue;
-        if (!d.value.arrays.empty() || !d.value.objects.empty())
-          throw GrammarError("uniqueItems", "", "over items that are arrays or objects it is not supported");
+        // Arrays and objects that can always grow differ from all others in the end; of closed ones it would have
+        // to be known what they can still become.
+        for (const auto& o : d.value.objects)
+          if (o->classes.empty() || o->most != kUnbounded)
+            throw GrammarError("uniqueItems", "", "over objects that hold no other members than those listed it is not supported");
+        for (const auto& a : d.value.arrays)
+          if (a->most != kUnbounded) throw GrammarError("uniqueItems", "", "over arrays of bounded length it is not supported");
+        if (!d.value.arrays.empty() || !d.value.objects.empty()) few.reset();
         if (!few) continue;
         const Value& v = d.value;
         if (v.null) few->push_back("null");
@@ -513,9 +519,10 @@ void Schema::Impl::work_out_all() {
     for (const auto& s : g.arrays)
       if (shape_possible(*s)) g.value.arrays.push_back(s);
   }
+  for (const Goal id : order_)
+    for (const auto& s : goals[size_t(id)].objects) finish(*s);
   for (const Goal id : order_) {
     GoalData& g = goals[size_t(id)];
-    for (const auto& s : g.objects) finish(*s);
     std::vector<std::shared_ptr<const ArrayShape>> left;
     for (const auto& s : g.arrays) {
       finish(*s);

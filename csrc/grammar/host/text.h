@@ -140,6 +140,10 @@ inline std::string decode_text(std::string_view inside) {
   return s;
 }
 
+// What equal JSON values share, given the text of one: members sorted, numbers in one spelling, strings decoded. The
+// text is well formed.
+std::string canonical_text(std::string_view);
+
 // Code points that an open escape can still become: [low, high], without [0xe000, 0xffff] where `split`.
 struct EscapeRange {
   uint32_t low, high;
