@@ -17,14 +17,16 @@ struct Row {
   size_t words;
 };
 
+#define TOKOPS_LANES 4
 namespace base {
-#define TOKOPS_LANES 8
 #include "asap_row.inl"
 }
+#undef TOKOPS_LANES
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
+#define TOKOPS_LANES 8
 namespace avx2 {
 #include "asap_row.inl"
 }

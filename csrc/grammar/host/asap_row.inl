@@ -16,20 +16,20 @@ TOKOPS_INLINE void load(const float* at, Floats& x) {
   x = x > Floats{} + kMostLogit ? Floats{} + kMostLogit : x;
 }
 
-// e^z for z <= 0 to about 1e-7, 0 below -87.
+// e^z for z <= 0 to about 1e-7, 0 below -87 and for NaN; +inf counts as 0.
 TOKOPS_INLINE void exponential(const Floats& z, Floats& y) {
   const Floats low = Floats{} - 87.f;
-  const Floats x = z > low ? z : low;
+  Floats x = z < Floats{} ? z : Floats{};
+  x = x > low ? x : low;
   const Floats n = (x * 1.44269504f + 12582912.f) - 12582912.f;  // rounds
   const Floats r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  y = Floats{} + 1.f / 5040;
-  y = y * r + 1.f / 720;
-  y = y * r + 1.f / 120;
-  y = y * r + 1.f / 24;
-  y = y * r + 1.f / 6;
-  y = y * r + 0.5f;
-  y = y * r + 1.f;
-  y = y * r + 1.f;
+  y = Floats{} + 1.9875691500e-4f;
+  y = y * r + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * (r * r) + (r + 1.f);
   const Ints bits = (Ints)y + (__builtin_convertvector(n, Ints) << 23);
   y = z > low ? (Floats)bits : Floats{};
 }
@@ -84,7 +84,7 @@ static void add_up(const Row& row, RowSums& sums) {
     Floats in = {}, out = {};
     for (int i = 0; i < kWord; i += kLanes) {
       Floats x, e;
-      load(at + i, x);
+      __builtin_memcpy(&x, at + i, sizeof x);
       exponential(x - top, e);
       if (word == 0) {
         out += e;

@@ -2,6 +2,7 @@
 // number or another lexeme, what most tokens do there is looked up in a record instead.
 #include <cstring>
 
+#include "compact.h"
 #include "matcher.h"
 #include "text.h"
 
@@ -74,7 +75,7 @@ class MaskFiller {
     switch (c.phase) {
       case Phase::kString: return c.escape == 0 && (!unique_item(c) || c.lang == langs_.text());
       case Phase::kNumber: return !unique_item(c);
-      case Phase::kOtherKey: return c.escape == 0;
+      case Phase::kOtherKey: return c.escape == 0 && (c.lang == langs_.text() || evenly_long(langs_, c.lang));
       case Phase::kRule: return true;
       default: return false;
     }

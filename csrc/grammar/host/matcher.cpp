@@ -10,7 +10,7 @@ namespace tokops::grammar {
 
 namespace {
 
-constexpr size_t kMostConfigs = 20000;
+constexpr size_t kMostConfigs = 4096;
 constexpr size_t kMostFrames = size_t(1) << 26;
 
 const ObjectShape& object_of(const Frame& f) { return *static_cast<const ObjectShape*>(f.shape); }
@@ -327,6 +327,7 @@ void Matcher::advance(const Config& c, uint8_t b) {
       if (!decode_byte(next.escape, b, out, n)) break;
       for (int i = 0; i < n && next.lang != kNothing; ++i) next.lang = langs.step(next.lang, uint8_t(out[i]));
       if (next.lang == kNothing || !langs.alive(next.lang) || !escape_viable(langs, next.lang, next.escape)) break;
+      if (next.escape == 0 && next.lang != langs.text() && !langs.infinite(next.lang) && !new_key(next)) break;
       add(next);
       break;
     }
@@ -411,20 +412,28 @@ bool Matcher::fresh(const Config& c, uint32_t frame) {
   const Frame& f = frames_[frame];
   if (f.list == 0) return true;
   Langs& langs = grammar_->langs();
-  if (c.escape != 0 || langs.infinite(c.lang)) {
-    // Endless spellings may still be of one number: 1.0, 1.00.
-    if (c.phase == Phase::kString || c.escape != 0) return true;
-    const std::string_view so_far = std::string_view(bytes_).substr(size_t(f.start));
-    if (so_far.find_first_of(".eE") == so_far.npos) return true;
-    const Lang digits = regex(langs, "^[0-9]*[1-9]$");
-    const Lang further = langs.both({c.lang, digits});
-    if (langs.alive(further)) return true;
-    std::string text(so_far);
-    while (!text.empty() && (text.back() == '.' || text.back() == '-')) text.pop_back();
-    const std::string item = Decimal::parse(text).text();
+  const auto taken = [&](const std::string& item) {
     for (uint32_t i = f.list; i; i = list_[i - 1].next)
-      if (list_[i - 1].text == item) return false;
-    return true;
+      if (list_[i - 1].text == item) return true;
+    return false;
+  };
+  if (c.escape != 0) return true;
+  if (langs.infinite(c.lang)) {
+    if (c.phase == Phase::kString) return true;
+    // Endless spellings may still be of few numbers: 1.0, 1.00. Those in one spelling are counted, and the number that
+    // nothing but zeros would make.
+    const std::string so_far = bytes_.substr(size_t(f.start));
+    if (so_far.find_first_of("eE") != so_far.npos) return true;
+    const bool fraction = so_far.find('.') != so_far.npos;
+    const Lang rest = regex(langs, fraction ? "^([0-9]*[1-9])?$" : "^[0-9]*(\\.[0-9]*[1-9])?$");
+    const Lang once = langs.both({c.lang, rest});
+    if (langs.infinite(once) || langs.count(once, 301) > 300) return true;
+    if (langs.alive(langs.both({c.lang, regex(langs, "[eE]")}))) return true;
+    std::vector<std::string> words = langs.list(once, 301);
+    if (langs.accepts(langs.step(c.lang, '0'))) words.push_back("0");
+    for (const std::string& w : words)
+      if (!taken(canonical_text(so_far + w))) return true;
+    return false;
   }
   const std::string so_far = bytes_.substr(size_t(f.start));
   const Strings* bounds = nullptr;
@@ -436,9 +445,7 @@ bool Matcher::fresh(const Config& c, uint32_t frame) {
       if (n < bounds->shortest) continue;
     }
     const std::string item = c.phase == Phase::kString ? "\"" + decode_text(std::string_view(so_far).substr(1)) + rest : canonical_text(so_far + rest);
-    bool taken = false;
-    for (uint32_t i = f.list; i && !taken; i = list_[i - 1].next) taken = list_[i - 1].text == item;
-    if (!taken) return true;
+    if (!taken(item)) return true;
   }
   return false;
 }
@@ -630,6 +637,22 @@ bool Matcher::is_other_key(const Frame& f, const ObjectShape& s, const std::stri
   return true;
 }
 
+// Of a key that has begun and can only become one of finitely many: whether one of them is not named or there already.
+bool Matcher::new_key(const Config& c) {
+  const Frame& f = frames_[c.frame];
+  const ObjectShape& s = object_of(f);
+  Langs& langs = grammar_->langs();
+  const std::string prefix = decode_text(std::string_view(bytes_).substr(size_t(c.start)));
+  int64_t taken = 0;
+  const auto take = [&](const std::string& key) {
+    if (key.compare(0, prefix.size(), prefix) == 0 && langs.accepts(langs.steps(c.lang, std::string_view(key).substr(prefix.size())))) ++taken;
+  };
+  auto at = std::lower_bound(s.names.begin(), s.names.end(), prefix, [](const NamedKey& k, const std::string& x) { return k.name < x; });
+  for (; at != s.names.end() && at->name.compare(0, prefix.size(), prefix) == 0; ++at) take(at->name);
+  for (uint32_t i = f.list; i; i = list_[i - 1].next) take(list_[i - 1].text);
+  return taken == 0 || langs.count(c.lang, taken + 1) > taken;
+}
+
 void Matcher::begin_key(uint32_t frame) {
   const ObjectShape& s = object_of(frames_[frame]);
   Config c{};
@@ -699,19 +722,19 @@ void Matcher::begin_item(uint32_t frame, int32_t b) {
   const ArrayShape& s = array_of(f);
   if (f.count >= s.most) return;
   const int32_t at = s.position(f.count);
-  if (s.unique && f.list && s.finite[size_t(at)]) {
-    // Some item that isn't there yet, and as many as are still needed.
-    int32_t left = 0;
-    for (const std::string& item : *s.finite[size_t(at)]) {
-      bool taken = false;
-      for (uint32_t i = f.list; i && !taken; i = list_[i - 1].next) taken = list_[i - 1].text == item;
-      left += !taken;
-    }
-    if (left == 0) return;
-  }
   for (uint32_t sub = 0; sub < s.goals[size_t(at)].size(); ++sub) {
     const Goal g = s.goals[size_t(at)][sub];
     if (g < 0) continue;
+    if (s.unique && f.list && s.finite[size_t(at)][sub]) {
+      // Some item that isn't there yet.
+      bool left = false;
+      for (const std::string& item : *s.finite[size_t(at)][sub]) {
+        bool taken = false;
+        for (uint32_t i = f.list; i && !taken; i = list_[i - 1].next) taken = list_[i - 1].text == item;
+        left |= !taken;
+      }
+      if (!left) continue;
+    }
     uint32_t owner = frame;
     const bool endless = s.most == kUnbounded && f.count >= std::max<int32_t>(s.fewest, int32_t(s.goals.size()) - 1);
     if (!endless || s.unique || !s.counts.empty()) {

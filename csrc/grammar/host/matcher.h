@@ -175,6 +175,7 @@ class Matcher {
   void string_byte(Config, uint8_t b);
   bool is_other_key(const Frame&, const ObjectShape&, const std::string& key) const;
   bool fresh(const Config&, uint32_t frame);
+  bool new_key(const Config&);
   void enter(int32_t state, uint32_t call);
   void return_from(uint32_t call);
   void start();

@@ -99,7 +99,8 @@ struct ArrayShape {
   std::vector<Count> counts;
   std::vector<uint8_t> viable;   // with counts: states from which the array can be ended: see array_state
   bool unique = false;
-  std::vector<std::optional<std::vector<std::string>>> finite;  // with unique: per position, the items' texts where few
+  // With unique: by position and subset, the canonical texts of all items where they are few.
+  std::vector<std::vector<std::optional<std::vector<std::string>>>> finite;
   int32_t position(int32_t index) const { return std::min<int32_t>(index, int32_t(goals.size()) - 1); }
 };
 

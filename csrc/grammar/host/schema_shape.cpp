@@ -409,8 +409,9 @@ void Schema::Impl::finish(ArrayShape& s) {
   }
   if (s.unique) {
     for (const auto& here : s.goals) {
-      std::optional<std::vector<std::string>> few = std::vector<std::string>{};
+      std::vector<std::optional<std::vector<std::string>>> by_subset;
       for (const Goal g : here) {
+        std::optional<std::vector<std::string>>& few = by_subset.emplace_back(std::vector<std::string>{});
         if (g < 0) continue;
         const GoalData& d = goals[size_t(g)];
         if (s.most <= 1) continue;
@@ -443,11 +444,12 @@ void Schema::Impl::finish(ArrayShape& s) {
             for (const std::string& w : langs->list(all, kMostListed + 1)) few->push_back("\"" + w);
         }
       }
-      if (few) {
-        std::sort(few->begin(), few->end());
-        few->erase(std::unique(few->begin(), few->end()), few->end());
-      }
-      s.finite.push_back(std::move(few));
+      for (auto& few : by_subset)
+        if (few) {
+          std::sort(few->begin(), few->end());
+          few->erase(std::unique(few->begin(), few->end()), few->end());
+        }
+      s.finite.push_back(std::move(by_subset));
     }
   }
 }

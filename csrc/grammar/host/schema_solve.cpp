@@ -262,6 +262,10 @@ void Schema::Impl::string_part(GoalData& g) {
     }
     s.shortest = int32_t(shortest);
     s.longest = int32_t(longest);
+    if (s.longest == 0) {  // "" or nothing
+      s.lang = langs->accepts(s.lang) ? kEmptyWord : kNothing;
+      s.longest = -1;
+    }
     if (s.shortest || s.longest >= 0) {
       if (!evenly_long(*langs, s.lang)) {
         s.lang = compact(*langs, fold(s), 3000);
