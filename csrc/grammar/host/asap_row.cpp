@@ -45,9 +45,9 @@ const int kIsa = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("a
                      ? 2
                  : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 1
                                                                                    : 0;
-#define TOKOPS_PASS(name, ...)                  \
-  (kIsa == 2   ? avx512::name(__VA_ARGS__)      \
-   : kIsa == 1 ? avx2::name(__VA_ARGS__)        \
+#define TOKOPS_PASS(name, ...)             \
+  (kIsa == 2   ? avx512::name(__VA_ARGS__) \
+   : kIsa == 1 ? avx2::name(__VA_ARGS__)   \
                : base::name(__VA_ARGS__))
 #else
 #define TOKOPS_PASS(name, ...) base::name(__VA_ARGS__)

@@ -1,4 +1,5 @@
-// Passes over one row of logits under a packed mask: its sums, its likely tokens, and masking in place.
+// Passes over one row of logits under a packed mask: its sums, its likely tokens, and masking in
+// place.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -12,8 +13,8 @@ struct RowSums {
   int64_t legal_count;   // legal tokens with a logit above -inf
 };
 
-// Sums of a row of `count` logits. Bit t % 32 of word t / 32 of the mask is set where a token is legal; tokens
-// beyond its words are not; nullptr: all are.
+// Sums of a row of `count` logits. Bit t % 32 of word t / 32 of the mask is set where a token is
+// legal; tokens beyond its words are not; nullptr: all are.
 RowSums row_sums(const float* logits, int32_t count, const int32_t* mask, size_t words);
 
 struct RowTokens {

@@ -1,5 +1,6 @@
-// The passes of asap_row.cpp, which includes them once per instruction set, inside a namespace. Nothing of the
-// standard library is called in here: its templates would be compiled for that set and then be shared by all.
+// The passes of asap_row.cpp, which includes them once per instruction set, inside a namespace.
+// Nothing of the standard library is called in here: its templates would be compiled for that set
+// and then be shared by all.
 
 constexpr int kLanes = TOKOPS_LANES, kWord = 32;
 
@@ -44,7 +45,9 @@ TOKOPS_INLINE void lanes_of(uint32_t bits, Ints& on) {
 // The word of the mask at a token, without bits beyond the row.
 TOKOPS_INLINE uint32_t word_at(const Row& row, int32_t token) {
   const size_t word = size_t(token) / kWord;
-  const uint32_t bits = row.mask == nullptr ? ~0u : word < row.words ? uint32_t(row.mask[word]) : 0u;
+  const uint32_t bits = row.mask == nullptr ? ~0u
+                        : word < row.words  ? uint32_t(row.mask[word])
+                                            : 0u;
   const int32_t left = row.count - token;
   return left < kWord ? bits & ((1u << left) - 1) : bits;
 }
@@ -52,7 +55,8 @@ TOKOPS_INLINE uint32_t word_at(const Row& row, int32_t token) {
 // 32 logits from a token on; `last` holds those of a word that the row cuts.
 TOKOPS_INLINE const float* logits_at(const Row& row, int32_t token, float* last) {
   if (token + kWord <= row.count) return row.logits + token;
-  for (int i = 0; i < kWord; ++i) last[i] = token + i < row.count ? row.logits[token + i] : kNoLogit;
+  for (int i = 0; i < kWord; ++i)
+    last[i] = token + i < row.count ? row.logits[token + i] : kNoLogit;
   return last;
 }
 
@@ -109,9 +113,10 @@ static void add_up(const Row& row, RowSums& sums) {
   }
 }
 
-// The legal tokens of [first, end) with a logit from `bound` on; `rest` grows by the others' weights if asked.
-static int32_t list_tokens(const Row& row, int32_t first, int32_t end, float top, float bound, bool add_rest,
-                           int32_t* tokens, double* weights, double& rest) {
+// The legal tokens of [first, end) with a logit from `bound` on; `rest` grows by the others'
+// weights if asked.
+static int32_t list_tokens(const Row& row, int32_t first, int32_t end, float top, float bound,
+                           bool add_rest, int32_t* tokens, double* weights, double& rest) {
   Doubles sum = {};
   int32_t found = 0;
   float last[kWord];

@@ -57,7 +57,8 @@ const AsapTrie::Entry* AsapTrie::entry(const Node& node, int32_t token) const {
   return found != node.entries.end() && found->token == token ? &*found : nullptr;
 }
 
-// The entry of a token, taken out of the tail if it is there; nullptr: its probability is not known or 0.
+// The entry of a token, taken out of the tail if it is there; nullptr: its probability is not known
+// or 0.
 AsapTrie::Entry* AsapTrie::explicit_entry(Node& node, int32_t token, float logit) {
   if (const Entry* known = entry(node, token)) return const_cast<Entry*>(known);
   const double lp = std::min(double(logit), kMostLogit) - node.top - node.spread;
@@ -94,7 +95,8 @@ void AsapTrie::record(Node& node, const float* logits, const int32_t* mask, size
   node.spread = whole > 0 ? std::log(whole) : 0.0;
   if (sums.legal_count == 0) return;
   std::vector<float> masked;
-  if (sums.legal < 1e-30 * whole) {  // so little that weights beside the largest logit are no measure
+  if (sums.legal <
+      1e-30 * whole) {  // so little that weights beside the largest logit are no measure
     masked.assign(logits, logits + vocabulary_);
     row_mask(masked.data(), vocabulary_, mask, words);
     logits = masked.data();
@@ -102,18 +104,19 @@ void AsapTrie::record(Node& node, const float* logits, const int32_t* mask, size
   }
   const double shift = double(sums.top) - node.top - node.spread;
   const bool keep = sums.legal_count <= keep_all_;
-  const RowTokens listed =
-      row_tokens(logits, vocabulary_, mask, words, sums, keep ? 0.0 : std::min(least_ * std::exp(-shift), 1.0));
+  const RowTokens listed = row_tokens(logits, vocabulary_, mask, words, sums,
+                                      keep ? 0.0 : std::min(least_ * std::exp(-shift), 1.0));
   node.entries.reserve(listed.tokens.size());
   for (size_t i = 0; i < listed.tokens.size(); ++i)
-    node.entries.push_back({listed.tokens[i], -1, std::min(std::log(listed.weights[i]) + shift, 0.0), 0.0});
+    node.entries.push_back(
+        {listed.tokens[i], -1, std::min(std::log(listed.weights[i]) + shift, 0.0), 0.0});
   node.tail_count = sums.legal_count - int64_t(listed.tokens.size());
   if (node.tail_count > 0) node.tail = std::log(listed.rest) + shift;
   node.mass = mass_of(node);
 }
 
-int32_t AsapTrie::visit(int32_t parent, int32_t token, float logit, float* logits, const int32_t* mask,
-                        size_t words, bool fresh_too) {
+int32_t AsapTrie::visit(int32_t parent, int32_t token, float logit, float* logits,
+                        const int32_t* mask, size_t words, bool fresh_too) {
   refuse_unless(parent >= -1 && parent < int64_t(nodes_.size()), "no such node");
   refuse_unless(parent < 0 || (token >= 0 && token < vocabulary_), "no such token");
   int32_t here = parent < 0 ? (nodes_.empty() ? -1 : 0) : child(parent, token);
@@ -173,12 +176,13 @@ void AsapTrie::merge() {
   frozen_ = false;
   for (const Rejected& r : rejected_) reject(r.node, r.token, r.logit);
   rejected_.clear();
-  // Every node that something was learned below of, once, the deepest first: a child's number is above its
-  // parent's.
+  // Every node that something was learned below of, once, the deepest first: a child's number is
+  // above its parent's.
   std::vector<int32_t> touched;
   std::vector<uint8_t> seen(nodes_.size(), 0);
   for (const int32_t leaf : ended_)
-    for (int32_t here = leaf; here >= 0 && !seen[size_t(here)]; here = nodes_[size_t(here)].parent) {
+    for (int32_t here = leaf; here >= 0 && !seen[size_t(here)];
+         here = nodes_[size_t(here)].parent) {
       seen[size_t(here)] = 1;
       touched.push_back(here);
     }
@@ -249,8 +253,9 @@ std::string AsapTrie::save() const {
 
 AsapTrie AsapTrie::load(std::string_view bytes) {
   Reader in{bytes};
-  refuse_unless(bytes.size() >= sizeof kMagic && std::memcmp(bytes.data(), kMagic, sizeof kMagic) == 0,
-                "these bytes are not a saved trie");
+  refuse_unless(
+      bytes.size() >= sizeof kMagic && std::memcmp(bytes.data(), kMagic, sizeof kMagic) == 0,
+      "these bytes are not a saved trie");
   in.left.remove_prefix(sizeof kMagic);
   const auto vocabulary = in.get<int32_t>(), keep_all = in.get<int32_t>();
   const auto least = in.get<double>();
@@ -289,15 +294,18 @@ AsapTrie AsapTrie::load(std::string_view bytes) {
   return trie;
 }
 
-// What was loaded is a trie: children behind their parents, each hanging where it says, numbers in range.
+// What was loaded is a trie: children behind their parents, each hanging where it says, numbers in
+// range.
 void AsapTrie::check() const {
   auto& nodes = const_cast<std::vector<Node>&>(nodes_);
   for (size_t i = 0; i < nodes.size(); ++i) {
     Node& n = nodes[i];
     refuse_unless(i == 0 ? n.parent == -1 && n.token == -1 : n.parent >= 0 && size_t(n.parent) < i,
                   "a node's parent is out of range");
-    refuse_unless(i == 0 || child(n.parent, n.token) == int32_t(i), "a node does not hang where it says");
-    refuse_unless(n.tail_count >= 0 && n.tail <= 1e-6 && n.mass <= 0 && !std::isnan(n.top) && !std::isnan(n.spread) && n.round <= round_,
+    refuse_unless(i == 0 || child(n.parent, n.token) == int32_t(i),
+                  "a node does not hang where it says");
+    refuse_unless(n.tail_count >= 0 && n.tail <= 1e-6 && n.mass <= 0 && !std::isnan(n.top) &&
+                      !std::isnan(n.spread) && n.round <= round_,
                   "a node's numbers are out of range");
     n.depth = i == 0 ? 0 : nodes[size_t(n.parent)].depth + 1;
     int32_t last = -1;

@@ -1,9 +1,10 @@
-// What ASAp and CARS have learned of one prompt, constraint and model: a trie of the contexts that were
-// visited (Park et al., "Grammar-Aligned Decoding", 2024).
+// What ASAp and CARS have learned of one prompt, constraint and model: a trie of the contexts that
+// were visited (Park et al., "Grammar-Aligned Decoding", 2024).
 //
-// `theta` of a token, a log-probability, is an upper bound of the mass of what satisfies the constraint
-// behind it. It is 0 until something below was learned, so that a node holds tokens one by one only where
-// they are likely or were drawn; all other legal ones are in `tail`, the log of their summed probability.
+// `theta` of a token, a log-probability, is an upper bound of the mass of what satisfies the
+// constraint behind it. It is 0 until something below was learned, so that a node holds tokens one
+// by one only where they are likely or were drawn; all other legal ones are in `tail`, the log of
+// their summed probability.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -29,24 +30,27 @@ class AsapTrie {
     std::vector<Entry> entries;  // by token
   };
 
-  // keep_all: legal tokens up to which all of them become entries; least: probability from which they do in
-  // any case. Beyond max_bytes nothing new is recorded. Throws std::invalid_argument.
+  // keep_all: legal tokens up to which all of them become entries; least: probability from which
+  // they do in any case. Beyond max_bytes nothing new is recorded. Throws std::invalid_argument.
   explicit AsapTrie(int32_t vocabulary, int32_t keep_all = 1024, double least = 1e-4,
                     int64_t max_bytes = int64_t(1) << 30);
 
-  // The node of a context, -1 if it was never visited. The context without tokens is node 0, once visited.
+  // The node of a context, -1 if it was never visited. The context without tokens is node 0, once
+  // visited.
   int32_t find(const int64_t* tokens, size_t count) const;
   int32_t child(int32_t node, int32_t token) const;
 
-  // Come to the context behind `token` of node `parent` (-1: to the context without tokens): record its law
-  // if it is new, and change the logits [vocabulary] in place: -inf where the mask of `words` words (nullptr:
-  // all are legal) has no bit, theta added elsewhere. `logit` is the token's in the parent's law, NaN where
-  // that is not known. `fresh_too`: also change those of a context that was recorded since the last merge.
-  // Returns the node, -1 where nothing could be recorded; logits are then masked alone if fresh_too is set.
+  // Come to the context behind `token` of node `parent` (-1: to the context without tokens): record
+  // its law if it is new, and change the logits [vocabulary] in place: -inf where the mask of
+  // `words` words (nullptr: all are legal) has no bit, theta added elsewhere. `logit` is the
+  // token's in the parent's law, NaN where that is not known. `fresh_too`: also change those of a
+  // context that was recorded since the last merge. Returns the node, -1 where nothing could be
+  // recorded; logits are then masked alone if fresh_too is set.
   int32_t visit(int32_t parent, int32_t token, float logit, float* logits, const int32_t* mask,
                 size_t words, bool fresh_too);
 
-  // A token that turned out not to be legal; `logit` as above. Nothing happens where it is masked or unknown.
+  // A token that turned out not to be legal; `logit` as above. Nothing happens where it is masked
+  // or unknown.
   void reject(int32_t node, int32_t token, float logit);
   // A sequence ended at a node, or came no further: what was learned goes up to the root.
   void end(int32_t node);
@@ -61,7 +65,8 @@ class AsapTrie {
   size_t size() const { return nodes_.size(); }
   int64_t memory() const { return bytes_; }  // of nodes and entries in use
 
-  // Everything, bit by bit. load throws std::invalid_argument where the bytes are not what save gave.
+  // Everything, bit by bit. load throws std::invalid_argument where the bytes are not what save
+  // gave.
   std::string save() const;
   static AsapTrie load(std::string_view);
 

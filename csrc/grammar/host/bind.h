@@ -11,6 +11,7 @@ Json to_json(pybind11::handle);  // dict, list, str, bool, None, int, float or D
 void bind_languages(pybind11::module_&);
 void bind_rules(pybind11::module_&);
 void bind_asap(pybind11::module_&);
+void bind_device(pybind11::module_&);
 void bind_infill(pybind11::module_&);
 void bind_bpe(pybind11::module_&);
 

@@ -1,4 +1,5 @@
-// Python's view of AsapTrie. Rows and masks are numpy arrays that share a tensor's memory; none is copied.
+// Python's view of AsapTrie. Rows and masks are numpy arrays that share a tensor's memory; none is
+// copied.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -20,7 +21,8 @@ using Path = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
 int32_t visit(AsapTrie& trie, int32_t parent, int32_t token, float logit, Row logits,
               const std::optional<Mask>& mask, bool fresh_too) {
   if (logits.ndim() != 1 || logits.shape(0) != trie.vocabulary())
-    throw py::value_error("AsapTrie: logits must be [" + std::to_string(trie.vocabulary()) + "] float32");
+    throw py::value_error("AsapTrie: logits must be [" + std::to_string(trie.vocabulary()) +
+                          "] float32");
   if (mask && mask->ndim() != 1) throw py::value_error("AsapTrie: mask must be [W] int32");
   return trie.visit(parent, token, logit, logits.mutable_data(), mask ? mask->data() : nullptr,
                     mask ? size_t(mask->shape(0)) : 0, fresh_too);
@@ -59,9 +61,11 @@ py::dict describe(const AsapTrie& trie, int32_t at) {
 }  // namespace
 
 void bind_asap(py::module_& m) {
-  py::class_<AsapTrie>(m, "AsapTrie", "Bounds that ASAp has learned, by context; see tokops.methods.ASAp.")
-      .def(py::init<int32_t, int32_t, double, int64_t>(), py::arg("vocabulary"), py::arg("keep_all") = 1024,
-           py::arg("least") = 1e-4, py::arg("max_bytes") = int64_t(1) << 30)
+  py::class_<AsapTrie>(m, "AsapTrie",
+                       "Bounds that ASAp has learned, by context; see tokops.methods.ASAp.")
+      .def(py::init<int32_t, int32_t, double, int64_t>(), py::arg("vocabulary"),
+           py::arg("keep_all") = 1024, py::arg("least") = 1e-4,
+           py::arg("max_bytes") = int64_t(1) << 30)
       .def("visit", &visit, py::arg("parent"), py::arg("token"), py::arg("logit"),
            py::arg("logits").noconvert(), py::arg("mask").noconvert() = py::none(),
            py::arg("fresh_too") = true)
@@ -77,9 +81,11 @@ void bind_asap(py::module_& m) {
       .def_property_readonly("memory", &AsapTrie::memory)
       .def("__len__", &AsapTrie::size)
       .def("save", [](const AsapTrie& trie) { return py::bytes(trie.save()); })
-      .def_static("load", [](const py::bytes& bytes) { return AsapTrie::load(std::string_view(bytes)); })
-      .def(py::pickle([](const AsapTrie& trie) { return py::bytes(trie.save()); },
-                      [](const py::bytes& bytes) { return AsapTrie::load(std::string_view(bytes)); }));
+      .def_static("load",
+                  [](const py::bytes& bytes) { return AsapTrie::load(std::string_view(bytes)); })
+      .def(py::pickle(
+          [](const AsapTrie& trie) { return py::bytes(trie.save()); },
+          [](const py::bytes& bytes) { return AsapTrie::load(std::string_view(bytes)); }));
 }
 
 }  // namespace tokops::grammar

@@ -291,5 +291,6 @@ PYBIND11_MODULE(_grammar, m) {
   bind_languages(m);
   bind_rules(m);
   bind_asap(m);
+  bind_device(m);
   bind_infill(m);
 }

@@ -15,8 +15,8 @@ struct RuleSet {
   Rules rules;
 };
 
-using Description = std::vector<
-    std::pair<std::string, std::vector<std::vector<std::pair<std::string, int32_t>>>>>;
+using Description =
+    std::vector<std::pair<std::string, std::vector<std::vector<std::pair<std::string, int32_t>>>>>;
 
 Description describe(const RuleSet& set) {
   static const char* const kinds[] = {"lang", "rule", "schema"};
@@ -25,7 +25,8 @@ Description describe(const RuleSet& set) {
     described.emplace_back(rule.name, decltype(described)::value_type::second_type());
     for (const auto& symbols : rule.alternatives) {
       described.back().second.emplace_back();
-      for (const Symbol& s : symbols) described.back().second.back().emplace_back(kinds[s.kind], s.id);
+      for (const Symbol& s : symbols)
+        described.back().second.back().emplace_back(kinds[s.kind], s.id);
     }
   }
   return described;
@@ -53,14 +54,16 @@ RuleSet made(Parse parse) {
 
 void bind_rules(py::module_& m) {
   py::class_<RuleSet>(m, "RuleSet", "The rules of a grammar, and the languages they refer to.")
-      .def_property_readonly("rules", &describe, "[(name, [[(kind, id)]])]; kind: lang, rule or schema.")
+      .def_property_readonly("rules", &describe,
+                             "[(name, [[(kind, id)]])]; kind: lang, rule or schema.")
       .def_property_readonly("start", [](const RuleSet& s) { return s.rules.start; })
       .def_property_readonly("schemas", [](const RuleSet& s) { return s.rules.schemas; })
       .def_property_readonly("warnings", [](const RuleSet& s) { return s.rules.warnings; })
       .def("ends", &ends, py::arg("lang"), py::arg("text"), py::arg("start") = 0,
            "Where words of a language that begin at `start` end.")
-      .def("simplify", [](RuleSet& s) { simplify(*s.langs, s.rules); },
-           py::call_guard<py::gil_scoped_release>());
+      .def(
+          "simplify", [](RuleSet& s) { simplify(*s.langs, s.rules); },
+          py::call_guard<py::gil_scoped_release>());
   m.def(
       "parse_ebnf",
       [](const std::string& source, const std::string& start) {
@@ -84,13 +87,15 @@ void bind_rules(py::module_& m) {
       [](const std::vector<std::tuple<std::string, std::string, std::string, bool>>& tags,
          std::vector<std::string> triggers, bool at_least_one, bool stop_after_first) {
         std::vector<Tag> read;
-        for (const auto& [begin, schema, end, is_regex] : tags) read.push_back({begin, schema, end, is_regex});
+        for (const auto& [begin, schema, end, is_regex] : tags)
+          read.push_back({begin, schema, end, is_regex});
         return made([&](Langs& langs) {
           return tag_rules(langs, read, {std::move(triggers), at_least_one, stop_after_first});
         });
       },
-      py::arg("tags"), py::arg("triggers") = std::vector<std::string>(), py::arg("at_least_one") = false,
-      py::arg("stop_after_first") = false, "tags: (begin, schema or pattern, end, is_regex).");
+      py::arg("tags"), py::arg("triggers") = std::vector<std::string>(),
+      py::arg("at_least_one") = false, py::arg("stop_after_first") = false,
+      "tags: (begin, schema or pattern, end, is_regex).");
 }
 
 }  // namespace tokops::grammar

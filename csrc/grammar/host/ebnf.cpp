@@ -1,4 +1,5 @@
-// EBNF as it is written for language models (llama.cpp's GBNF, xgrammar's), ISO 14977 and W3C style.
+// EBNF as it is written for language models (llama.cpp's GBNF, xgrammar's), ISO 14977 and W3C
+// style.
 #include <cctype>
 
 #include "rules.h"
@@ -116,7 +117,8 @@ void EbnfParser::definition() {
   if (!source_.take("::=") && !source_.take(":=")) source_.take("=");
   skip();
   const int32_t id = syntax_.name(name);
-  if (syntax_.definitions[size_t(id)].body >= 0) source_.fail(at, "name", name + " is defined twice");
+  if (syntax_.definitions[size_t(id)].body >= 0)
+    source_.fail(at, "name", name + " is defined twice");
   const int32_t body = expression();
   syntax_.definitions[size_t(id)] = {body, uint32_t(at), false, {}};
   skip();
@@ -166,9 +168,10 @@ int32_t EbnfParser::term() {
     const int32_t times = source_.number();
     skip();
     if (!source_.take("*")) {
-      source_.fail(at, "syntax",
-                   iso_ ? "a number without '*'; where '=' defines, [ ] is an option: use '::=' for classes"
-                        : "a number without '*'");
+      source_.fail(
+          at, "syntax",
+          iso_ ? "a number without '*'; where '=' defines, [ ] is an option: use '::=' for classes"
+               : "a number without '*'");
     }
     skip();
     Nested nested(source_, depth_);
@@ -185,7 +188,8 @@ int32_t EbnfParser::term() {
       part = syntax_.repeat(part, 0, -1, at);
     } else if (source_.take("+")) {
       part = syntax_.repeat(part, 1, -1, at);
-    } else if ((!iso_ || source_.at == before) && source_.take("?")) {  // ISO: "? .. ?" is no option
+    } else if ((!iso_ || source_.at == before) &&
+               source_.take("?")) {  // ISO: "? .. ?" is no option
       part = syntax_.repeat(part, 0, 1, at);
     } else {
       source_.at = before;
@@ -220,7 +224,8 @@ int32_t EbnfParser::regex_atom() {
     } else if (flag == 's') {
       options.dot_all = true;
     } else if (flag != 'u') {
-      source_.fail(source_.at, "regex flags", std::string("the flag ") + flag + " is not supported");
+      source_.fail(source_.at, "regex flags",
+                   std::string("the flag ") + flag + " is not supported");
     }
     ++source_.at;
   }
@@ -230,16 +235,19 @@ int32_t EbnfParser::regex_atom() {
 int32_t EbnfParser::special(size_t at) {
   if (source_.peek() == '<' || source_.starts("!<")) {
     source_.fail(at, "special token",
-                 "<..> would name a token, and grammars are over text; BNF names have to be defined as <name> ::= ..");
+                 "<..> would name a token, and grammars are over text; BNF names have to be "
+                 "defined as <name> ::= ..");
   }
-  if (source_.peek() == '?') source_.fail(at, "special sequence", "? .. ? has no meaning that is known here");
+  if (source_.peek() == '?')
+    source_.fail(at, "special sequence", "? .. ? has no meaning that is known here");
   source_.fail(at, "syntax", "unexpected " + source_.shown());
 }
 
 void EbnfParser::refuse_calls(const std::string& name, size_t at) {
   if (source_.peek() != '(') return;
   for (const char* call : {"TagDispatch", "TokenTagDispatch", "Token", "ExcludeToken"}) {
-    if (name == call) source_.fail(at, call, "is not supported in EBNF: compile_tags has free text with tags");
+    if (name == call)
+      source_.fail(at, call, "is not supported in EBNF: compile_tags has free text with tags");
   }
 }
 
@@ -304,7 +312,8 @@ Rules EbnfParser::parse(const std::string& start) {
     const auto defined = [&](const char* name) { return syntax_.index.count(name) > 0; };
     chosen = defined("root") ? "root" : defined("start") ? "start" : first;
   }
-  if (!syntax_.index.count(chosen) && syntax_.index.count("<" + chosen + ">")) chosen = "<" + chosen + ">";
+  if (!syntax_.index.count(chosen) && syntax_.index.count("<" + chosen + ">"))
+    chosen = "<" + chosen + ">";
   const auto it = syntax_.index.find(chosen);
   if (it == syntax_.index.end() || syntax_.definitions[size_t(it->second)].body < 0) {
     source_.fail(0, "start", "there is no rule " + chosen);
@@ -317,10 +326,10 @@ Rules EbnfParser::parse(const std::string& start) {
 // One reader for all dialects. What defines a rule tells them apart: '::=' or ':=' (GBNF, xgrammar,
 // W3C, BNF), where [..] is a class of characters and '.' any character, or '=' (ISO 14977), where
 // [..] is an option, ',' may stand between items and '.' or ';' end a rule. In all: | ( ) { } as
-// repetition, * + ? {m} {m,} {m,n} behind an item, "n * x", "a - b" for regular a and b, literals in
-// either quotes, /regex/ with flags i and s, comments # // (* *) /* */. A rule ends where the next
-// begins, so line breaks mean nothing. In ISO's dialect a literal that is one backslash is that
-// backslash, and everywhere else a backslash begins an escape.
+// repetition, * + ? {m} {m,} {m,n} behind an item, "n * x", "a - b" for regular a and b, literals
+// in either quotes, /regex/ with flags i and s, comments # // (* *) /* */. A rule ends where the
+// next begins, so line breaks mean nothing. In ISO's dialect a literal that is one backslash is
+// that backslash, and everywhere else a backslash begins an escape.
 Rules parse_ebnf(Langs& langs, std::string_view source, const std::string& start) {
   return EbnfParser(langs, source).parse(start);
 }

@@ -9,14 +9,15 @@ namespace {
 
 using Alternatives = std::vector<std::vector<Symbol>>;
 
-constexpr size_t kMostTogether = 6;     // rules of a component that are solved as one system
+constexpr size_t kMostTogether = 6;       // rules of a component that are solved as one system
 constexpr size_t kMostAlternatives = 64;  // of a rule while such a system is solved
 
 bool is_rule(const Symbol& s, int32_t rule) { return s.kind == Symbol::kRule && s.id == rule; }
 bool is_lang(const Symbol& s) { return s.kind == Symbol::kLang; }
 bool equal(const std::vector<Symbol>& a, const std::vector<Symbol>& b) {
-  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
-                    [](const Symbol& x, const Symbol& y) { return x.kind == y.kind && x.id == y.id; });
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const Symbol& x, const Symbol& y) {
+    return x.kind == y.kind && x.id == y.id;
+  });
 }
 
 // What a rule's own occurrences look like, where each is at an end: A -> before A | A after |
@@ -139,7 +140,8 @@ void Folder::join_neighbours(std::vector<Symbol>& symbols) {
 
 void Folder::tidy(Alternatives& alternatives) {
   Alternatives kept;
-  std::vector<std::vector<Lang>> groups(1);  // alternatives of one language, in bundles that are not too heavy
+  std::vector<std::vector<Lang>> groups(
+      1);  // alternatives of one language, in bundles that are not too heavy
   int64_t total = 0;
   size_t place = SIZE_MAX;
   for (auto& symbols : alternatives) {
@@ -148,7 +150,7 @@ void Folder::tidy(Alternatives& alternatives) {
       return is_lang(s) && s.id == kNothing;
     });
     if (nothing) continue;
-    const Lang lang = symbols.empty() ? kEmptyWord
+    const Lang lang = symbols.empty()                              ? kEmptyWord
                       : symbols.size() == 1 && is_lang(symbols[0]) ? symbols[0].id
                                                                    : -1;
     if (lang < 0) {

@@ -1,7 +1,8 @@
 // Lark grammar files, with the extensions of llguidance that are about text.
+#include "lark.h"
+
 #include <algorithm>
 
-#include "lark.h"
 #include "lark_common.h"
 
 namespace tokops::grammar {
@@ -23,7 +24,8 @@ void LarkParser::skip(bool lines) {
       ++source_.at;
     } else if (c == '#' || source_.starts("//")) {
       source_.skip_line();
-    } else if (c == '\\' && (source_.peek(1) == '\n' || (source_.peek(1) == '\r' && source_.peek(2) == '\n'))) {
+    } else if (c == '\\' &&
+               (source_.peek(1) == '\n' || (source_.peek(1) == '\r' && source_.peek(2) == '\n'))) {
       source_.at += source_.peek(1) == '\n' ? 2 : 3;
     } else {
       return;
@@ -53,7 +55,8 @@ std::string LarkParser::read_name() {
   if (!std::isalpha(uint8_t(source_.peek())) && source_.peek() != '_') {
     source_.fail("expected a name, found " + source_.shown());
   }
-  while (in_name(source_.peek()) || (source_.peek() == '-' && in_name(source_.peek(1)))) ++source_.at;
+  while (in_name(source_.peek()) || (source_.peek() == '-' && in_name(source_.peek(1))))
+    ++source_.at;
   return std::string(source_.slice(from, source_.at));
 }
 
@@ -65,12 +68,14 @@ bool LarkParser::take_name(const char* word) {
 }
 
 void LarkParser::warn(const std::string& text) {
-  if (std::find(warnings_.begin(), warnings_.end(), text) == warnings_.end()) warnings_.push_back(text);
+  if (std::find(warnings_.begin(), warnings_.end(), text) == warnings_.end())
+    warnings_.push_back(text);
 }
 
 void LarkParser::statement() {
   if (source_.peek() == '%') return directive();
-  if (std::isalpha(uint8_t(source_.peek())) || std::string_view("_!?").find(source_.peek()) != std::string_view::npos) {
+  if (std::isalpha(uint8_t(source_.peek())) ||
+      std::string_view("_!?").find(source_.peek()) != std::string_view::npos) {
     return definition(false, false);
   }
   source_.fail("expected a rule, a terminal or a directive, found " + source_.shown() +
@@ -153,7 +158,8 @@ void LarkParser::options(size_t at) {
   if (source_.peek() != '{') source_.fail("expected '{', found " + source_.shown());
   std::string text = source_.json_object();
   std::erase_if(text, [](char c) { return std::isspace(uint8_t(c)); });
-  for (const char* known : {"{}", "{\"no_forcing\":true}", "{\"no_forcing\":false}", "{\"allow_initial_skip\":true}"}) {
+  for (const char* known :
+       {"{}", "{\"no_forcing\":true}", "{\"no_forcing\":false}", "{\"allow_initial_skip\":true}"}) {
     if (text == known) return end_statement();
   }
   source_.fail(at, "%llguidance", "the options " + text + " are not supported");
@@ -186,7 +192,8 @@ LarkParser::Attributes LarkParser::attributes() {
       skip(true);
       found.suffix = atom();
     } else if (name == "capture" || name == "temperature") {
-      if (name == "temperature") warn("the attribute temperature does not change the language and is not used");
+      if (name == "temperature")
+        warn("the attribute temperature does not change the language and is not used");
       if (source_.take("=")) {
         skip(true);
         if (source_.peek() == '"') {
@@ -221,11 +228,13 @@ void LarkParser::definition(bool extend, bool replace) {
   const Attributes how = attributes();
   priority();
   skip(false);
-  if (!source_.take(":")) source_.fail("expected ':' behind " + name + ", found " + source_.shown());
+  if (!source_.take(":"))
+    source_.fail("expected ':' behind " + name + ", found " + source_.shown());
   skip(false);
   int32_t body = expansions();
   end_statement();
-  if (how.suffix >= 0) body = syntax_.add({Part::kConcat, uint32_t(at), 0, 0, 0, {body, how.suffix}});
+  if (how.suffix >= 0)
+    body = syntax_.add({Part::kConcat, uint32_t(at), 0, 0, 0, {body, how.suffix}});
   if (how.lazy || how.suffix >= 0) body = syntax_.add({Part::kLazy, uint32_t(at), 0, 0, 0, {body}});
   Definition& d = syntax_.definitions[size_t(syntax_.name(name))];
   if (d.body >= 0 && !extend && !replace) source_.fail(at, "name", name + " is defined twice");

@@ -114,7 +114,8 @@ int32_t LarkParser::ignoring_case(const std::string& word, size_t at) {
   RegexOptions options;
   options.search = false;
   options.ignore_case = true;
-  return syntax_.lang(read_regex(langs_, source_, at, pattern, options, "literal"), at, word.size() + 1);
+  return syntax_.lang(read_regex(langs_, source_, at, pattern, options, "literal"), at,
+                      word.size() + 1);
 }
 
 int32_t LarkParser::string_atom() {
@@ -134,12 +135,14 @@ int32_t LarkParser::string_atom() {
     return syntax_.word(std::move(word), at);
   }
   skip(depth_ > 0);
-  if (source_.peek() != '"') source_.fail("expected the last character of a range, found " + source_.shown());
+  if (source_.peek() != '"')
+    source_.fail("expected the last character of a range, found " + source_.shown());
   const std::string end = source_.literal(Escapes::kAll);
   const auto only = [&](const std::string& text) {
     Source s(text);
     const uint32_t c = s.end() ? 0 : s.code_point();
-    if (text.empty() || !s.end()) source_.fail(at, "range", "a range is between two single characters");
+    if (text.empty() || !s.end())
+      source_.fail(at, "range", "a range is between two single characters");
     return c;
   };
   const uint32_t first = only(word), last = only(end);
@@ -163,7 +166,8 @@ int32_t LarkParser::regex_atom() {
     } else if (flag == 's') {
       options.dot_all = true;
     } else if (flag != 'u' && (flag != 'm' || anchors)) {
-      source_.fail(source_.at, "regex flags", std::string("the flag ") + flag + " is not supported");
+      source_.fail(source_.at, "regex flags",
+                   std::string("the flag ") + flag + " is not supported");
     }
     ++source_.at;
   }
@@ -173,7 +177,8 @@ int32_t LarkParser::regex_atom() {
 int32_t LarkParser::name_atom() {
   const size_t at = source_.at;
   const int32_t id = syntax_.name(read_name());
-  if (source_.peek() != '{' || source_.at_count()) return syntax_.add({Part::kName, uint32_t(at), id, 0, 0, {}});
+  if (source_.peek() != '{' || source_.at_count())
+    return syntax_.add({Part::kName, uint32_t(at), id, 0, 0, {}});
   ++source_.at;
   Nested nested(source_, depth_);
   std::vector<int32_t> arguments;
@@ -190,7 +195,8 @@ int32_t LarkParser::embedded(size_t at) {
   const std::string name = read_name();
   skip(true);
   if (name != "json" || source_.peek() != '{') {
-    source_.fail(at, "%" + name, name == "json" ? "expected a JSON object" : "is not supported inside a rule");
+    source_.fail(at, "%" + name,
+                 name == "json" ? "expected a JSON object" : "is not supported inside a rule");
   }
   syntax_.schemas.push_back(source_.json_object());
   return syntax_.add({Part::kSchema, uint32_t(at), int32_t(syntax_.schemas.size()) - 1, 0, 0, {}});
@@ -211,7 +217,8 @@ int32_t LarkParser::atom() {
     return syntax_.add({Part::kNot, uint32_t(at), 0, 0, 0, {atom()}});
   }
   if (c == '<') source_.fail(at, "special token", "<..> names a token, and grammars are over text");
-  if (c == '@') source_.fail(at, "subgrammar", "@name refers to another grammar, and there is one only");
+  if (c == '@')
+    source_.fail(at, "subgrammar", "@name refers to another grammar, and there is one only");
   if (!std::isalpha(uint8_t(c)) && c != '_') source_.fail("unexpected " + source_.shown());
   return name_atom();
 }

@@ -87,8 +87,9 @@ void Lowerer::check_names() const {
 
 Lang Lowerer::weighed(Lang lang, int64_t weight, const Part& part) {
   if (weight > kHeaviestTerminal) {
-    throw BudgetError("size", source_.where(part.at),
-                      "a terminal is made of more than " + std::to_string(kHeaviestTerminal) + " literals");
+    throw BudgetError(
+        "size", source_.where(part.at),
+        "a terminal is made of more than " + std::to_string(kHeaviestTerminal) + " literals");
   }
   folder_.set_weight(lang, weight);
   return lang;
@@ -118,7 +119,8 @@ Lang Lowerer::regular(int32_t index) {
     case Part::kName: {
       const Symbol s = meaning_[size_t(part.id)];
       if (s.kind == Symbol::kLang && s.id >= 0) return s.id;
-      source_.fail(part.at, "regular", syntax_.names[size_t(part.id)] + " is not regular, which is needed here");
+      source_.fail(part.at, "regular",
+                   syntax_.names[size_t(part.id)] + " is not regular, which is needed here");
     }
     case Part::kSchema:
       source_.fail(part.at, "regular", "a schema can't be a part of a terminal");
@@ -183,7 +185,8 @@ Symbol Lowerer::whole_terminal(Lang lang) {
 
 Symbol Lowerer::rule(Alternatives alternatives) {
   if (rules_.rules.size() >= kMostRules) {
-    throw BudgetError("rules", "", "the grammar needs more than " + std::to_string(kMostRules) + " rules");
+    throw BudgetError("rules", "",
+                      "the grammar needs more than " + std::to_string(kMostRules) + " rules");
   }
   folder_.tidy(alternatives);
   if (alternatives.size() == 1 && alternatives[0].empty()) return {Symbol::kLang, kEmptyWord};
@@ -295,7 +298,8 @@ Symbol Lowerer::up_to(Symbol s, int32_t times) {
   if (times == 0) return {Symbol::kLang, kEmptyWord};
   const auto key = std::pair(std::pair(int32_t(s.kind), s.id), times);
   if (const auto it = up_tos_.find(key); it != up_tos_.end()) return it->second;
-  const int32_t few = times / 2;  // either 0..few of them, or few + 1 and then 0..times - few - 1 more
+  const int32_t few =
+      times / 2;  // either 0..few of them, or few + 1 and then 0..times - few - 1 more
   Symbol made = rule({{up_to(s, few)}, {power(s, few + 1), up_to(s, times - few - 1)}});
   return up_tos_[key] = made;
 }
@@ -303,7 +307,8 @@ Symbol Lowerer::up_to(Symbol s, int32_t times) {
 Symbol Lowerer::any_number(Symbol s) {
   const Symbol self = {Symbol::kRule, int32_t(rules_.rules.size())};
   if (rules_.rules.size() >= kMostRules) {
-    throw BudgetError("rules", "", "the grammar needs more than " + std::to_string(kMostRules) + " rules");
+    throw BudgetError("rules", "",
+                      "the grammar needs more than " + std::to_string(kMostRules) + " rules");
   }
   rules_.rules.push_back({prefix_ + "." + std::to_string(++made_), {{}, {self, s}}});
   return self;
@@ -312,7 +317,8 @@ Symbol Lowerer::any_number(Symbol s) {
 void Lowerer::define_terminal(int32_t name, bool recursive) {
   const Definition& d = syntax_.definitions[size_t(name)];
   if (recursive) {
-    source_.fail(d.at, "terminal", syntax_.names[size_t(name)] + " refers to itself, which a terminal can't");
+    source_.fail(d.at, "terminal",
+                 syntax_.names[size_t(name)] + " refers to itself, which a terminal can't");
   }
   meaning_[size_t(name)] = {Symbol::kLang, regular(d.body)};
 }
@@ -367,7 +373,8 @@ Rules Lowerer::run(int32_t start, int32_t skipped) {
     if (reached[size_t(name)]) continue;
     reached[size_t(name)] = true;
     uses[size_t(name)] = names_in(syntax_.definitions[size_t(name)].body);
-    for (const int32_t used : uses[size_t(name)]) itself[size_t(name)] = itself[size_t(name)] || used == name;
+    for (const int32_t used : uses[size_t(name)])
+      itself[size_t(name)] = itself[size_t(name)] || used == name;
     open.insert(open.end(), uses[size_t(name)].begin(), uses[size_t(name)].end());
   }
   const auto order = components(uses);
@@ -375,7 +382,8 @@ Rules Lowerer::run(int32_t start, int32_t skipped) {
     return component.size() > 1 || itself[size_t(component[0])];
   };
   const auto wanted = [&](const std::vector<int32_t>& component, bool terminal) {
-    return reached[size_t(component[0])] && syntax_.definitions[size_t(component[0])].terminal == terminal;
+    return reached[size_t(component[0])] &&
+           syntax_.definitions[size_t(component[0])].terminal == terminal;
   };
   for (const auto& component : order) {
     if (wanted(component, true)) define_terminal(component[0], recursive(component));
@@ -388,8 +396,9 @@ Rules Lowerer::run(int32_t start, int32_t skipped) {
   for (const auto& component : order) {
     if (wanted(component, false)) define_rules(component, recursive(component));
   }
-  const Symbol s = syntax_.definitions[size_t(start)].terminal ? whole_terminal(meaning_[size_t(start)].id)
-                                                               : meaning_[size_t(start)];
+  const Symbol s = syntax_.definitions[size_t(start)].terminal
+                       ? whole_terminal(meaning_[size_t(start)].id)
+                       : meaning_[size_t(start)];
   if (s.kind == Symbol::kRule && skipped_ == kEmptyWord) {
     rules_.start = s.id;
   } else {
@@ -404,7 +413,8 @@ Rules Lowerer::run(int32_t start, int32_t skipped) {
 
 }  // namespace
 
-Rules lower(Langs& langs, const Syntax& syntax, int32_t start, int32_t skipped, const Source& source) {
+Rules lower(Langs& langs, const Syntax& syntax, int32_t start, int32_t skipped,
+            const Source& source) {
   return Lowerer(langs, syntax, source).run(start, skipped);
 }
 

@@ -12,8 +12,6 @@ namespace {
 
 constexpr int32_t kSmall = 16;  // nodes that are walked rather than looked up
 
-const ObjectShape& object_of(const Frame& f) { return *static_cast<const ObjectShape*>(f.shape); }
-
 }  // namespace
 
 class MaskFiller {

@@ -106,6 +106,9 @@ struct Frame {
   int32_t rule = 0;        // kCall
 };
 
+inline const ObjectShape& object_of(const Frame& f) { return *static_cast<const ObjectShape*>(f.shape); }
+inline const ArrayShape& array_of(const Frame& f) { return *static_cast<const ArrayShape*>(f.shape); }
+
 class Matcher {
  public:
   explicit Matcher(std::shared_ptr<const Grammar>, bool eos_closes = true);
@@ -138,6 +141,7 @@ class Matcher {
 
  private:
   friend class MaskFiller;
+  friend class DeviceTables;
   struct Mark {
     uint32_t configs, frames, words, list, bytes;
   };

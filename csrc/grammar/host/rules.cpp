@@ -19,7 +19,8 @@ void drop_unproductive(Langs& langs, Rules& rules) {
     size_t rule, alternative;
   };
   std::vector<std::vector<Place>> users(n);
-  std::vector<std::vector<int64_t>> missing(n);  // symbols of an alternative not known to derive anything
+  std::vector<std::vector<int64_t>> missing(
+      n);  // symbols of an alternative not known to derive anything
   std::vector<bool> productive(n);
   std::vector<size_t> found;
   const auto done = [&](size_t rule) {
@@ -95,8 +96,8 @@ void keep_reachable(Rules& rules) {
 }
 
 // Puts the content of a rule where it is used, if that makes the grammar no longer: rules of one
-// alternative that are used once or hold at most one symbol, and rules that are the whole of the one
-// alternative they are used in.
+// alternative that are used once or hold at most one symbol, and rules that are the whole of the
+// one alternative they are used in.
 void put_in_place(Rules& rules) {
   const size_t n = rules.rules.size();
   std::vector<int64_t> uses(n);
@@ -113,7 +114,8 @@ void put_in_place(Rules& rules) {
     }
   }
   const auto usable = [&](const Symbol& s) {
-    return s.kind == Symbol::kRule && ready[size_t(s.id)] && !itself[size_t(s.id)] && s.id != rules.start;
+    return s.kind == Symbol::kRule && ready[size_t(s.id)] && !itself[size_t(s.id)] &&
+           s.id != rules.start;
   };
   for (const auto& component : components(used)) {
     for (const int32_t rule : component) {
@@ -136,7 +138,8 @@ void put_in_place(Rules& rules) {
         now.push_back(std::move(flat));
       }
       for (const auto& symbols : now) {
-        for (const Symbol& s : symbols) itself[size_t(rule)] = itself[size_t(rule)] || (s.kind == Symbol::kRule && s.id == rule);
+        for (const Symbol& s : symbols)
+          itself[size_t(rule)] = itself[size_t(rule)] || (s.kind == Symbol::kRule && s.id == rule);
       }
       rules.rules[size_t(rule)].alternatives = std::move(now);
       ready[size_t(rule)] = true;
@@ -144,12 +147,14 @@ void put_in_place(Rules& rules) {
   }
 }
 
-// A -> x A | y says the same as A -> M y, M -> "" | M x. A matcher that goes from left to right then
-// has one place to return to, and not one for each x.
+// A -> x A | y says the same as A -> M y, M -> "" | M x. A matcher that goes from left to right
+// then has one place to return to, and not one for each x.
 void turn_right_recursion(Rules& rules) {
   const size_t n = rules.rules.size();
   for (size_t r = 0; r < n; ++r) {
-    const auto is_self = [&](const Symbol& s) { return s.kind == Symbol::kRule && s.id == int32_t(r); };
+    const auto is_self = [&](const Symbol& s) {
+      return s.kind == Symbol::kRule && s.id == int32_t(r);
+    };
     Alternatives more, rest;
     bool left = false;
     for (auto& symbols : rules.rules[r].alternatives) {

@@ -77,6 +77,10 @@ struct Case {
   Evaluated evaluated;
 };
 
+[[noreturn]] inline void malformed(const std::string& keyword, const std::string& pointer, const std::string& reason) {
+  throw GrammarError(keyword, pointer, reason);
+}
+
 struct Schema::Impl {
   Langs* langs = nullptr;
   SchemaOptions options;

@@ -159,13 +159,20 @@ uint32_t Source::escape() {
   uint32_t c = 0;
   if (end()) fail(from, "escape", "a backslash ends the grammar");
   switch (const char kind = text_[at++]) {
-    case 'n': return '\n';
-    case 'r': return '\r';
-    case 't': return '\t';
-    case 'f': return '\f';
-    case 'v': return '\v';
-    case 'b': return '\b';
-    case '0': return '\0';
+    case 'n':
+      return '\n';
+    case 'r':
+      return '\r';
+    case 't':
+      return '\t';
+    case 'f':
+      return '\f';
+    case 'v':
+      return '\v';
+    case 'b':
+      return '\b';
+    case '0':
+      return '\0';
     case '\\':
     case '"':
     case '\'':
@@ -175,18 +182,24 @@ uint32_t Source::escape() {
     case '^':
     case '-':
       return uint32_t(kind);
-    case 'x': c = digits(2); break;
-    case 'U': c = digits(8); break;
+    case 'x':
+      c = digits(2);
+      break;
+    case 'U':
+      c = digits(8);
+      break;
     case 'u':
       if (take("{")) {
-        while (hex_value(peek()) >= 0 && c <= kLastCodePoint) c = c << 4 | uint32_t(hex_value(text_[at++]));
+        while (hex_value(peek()) >= 0 && c <= kLastCodePoint)
+          c = c << 4 | uint32_t(hex_value(text_[at++]));
         if (!take("}")) fail(from, "escape", "\\u{ needs hexadecimal digits up to 10ffff and a }");
       } else {
         c = digits(4);
         if (c >= 0xd800 && c <= 0xdbff && starts("\\u")) {
           at += 2;
           const uint32_t low = digits(4);
-          if (low < 0xdc00 || low > 0xdfff) fail(from, "escape", "a lone surrogate is no character");
+          if (low < 0xdc00 || low > 0xdfff)
+            fail(from, "escape", "a lone surrogate is no character");
           c = 0x10000 + ((c - 0xd800) << 10) + (low - 0xdc00);
         }
       }
@@ -230,7 +243,8 @@ CodePoints Source::char_class() {
   const auto member = [&] {
     if (end()) fail(from, "character class", "the class is not closed");
     if (starts("#x") && hex_value(peek(2)) >= 0) {
-      fail(at, "character class", "#x in a class could be a number or two characters: write \\x.. or \\#");
+      fail(at, "character class",
+           "#x in a class could be a number or two characters: write \\x.. or \\#");
     }
     if (starts("\\#")) return at += 2, uint32_t('#');
     return take("\\") ? escape() : code_point();

@@ -1,4 +1,5 @@
-// The text of a grammar while it is read: position, code points, literals, and errors with line and column.
+// The text of a grammar while it is read: position, code points, literals, and errors with line and
+// column.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -27,9 +28,7 @@ class Source {
   size_t at = 0;  // offset of the next byte
 
   bool end() const { return at >= text_.size(); }
-  char peek(size_t ahead = 0) const {
-    return at + ahead < text_.size() ? text_[at + ahead] : '\0';
-  }
+  char peek(size_t ahead = 0) const { return at + ahead < text_.size() ? text_[at + ahead] : '\0'; }
   bool starts(std::string_view what) const { return text_.substr(at, what.size()) == what; }
   bool take(std::string_view what) {
     if (!starts(what)) return false;
@@ -39,10 +38,10 @@ class Source {
   std::string_view slice(size_t from, size_t to) const { return text_.substr(from, to - from); }
   size_t size() const { return text_.size(); }
 
-  uint32_t code_point();                // the next one; not at the end
-  std::string shown() const;            // what comes next, for messages
-  std::string where(size_t at) const;   // "line:column", both from 1; columns are code points
-  void skip_line();                     // up to the next line feed
+  uint32_t code_point();               // the next one; not at the end
+  std::string shown() const;           // what comes next, for messages
+  std::string where(size_t at) const;  // "line:column", both from 1; columns are code points
+  void skip_line();                    // up to the next line feed
   void skip_block(std::string_view open, std::string_view close, bool nests);
 
   uint32_t escape();                    // after a backslash: the code point it stands for
@@ -56,7 +55,8 @@ class Source {
 
   void check_depth(int depth) const {  // throws BudgetError beyond kMostNesting
     if (depth > kMostNesting) {
-      throw BudgetError("nesting", where(at), "nested more than " + std::to_string(kMostNesting) + " deep");
+      throw BudgetError("nesting", where(at),
+                        "nested more than " + std::to_string(kMostNesting) + " deep");
     }
   }
   [[noreturn]] void fail(size_t at, const std::string& keyword, const std::string& reason) const;

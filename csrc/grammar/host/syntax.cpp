@@ -39,8 +39,9 @@ class Templates {
     const std::string& shown = syntax_.names[size_t(call.id)];
     if (made_from.body < 0) source_.fail(call.at, "template", shown + " is not defined");
     if (made_from.parameters.size() != call.parts.size()) {
-      source_.fail(call.at, "template", shown + " takes " + std::to_string(made_from.parameters.size()) +
-                                            " arguments, not " + std::to_string(call.parts.size()));
+      source_.fail(call.at, "template",
+                   shown + " takes " + std::to_string(made_from.parameters.size()) +
+                       " arguments, not " + std::to_string(call.parts.size()));
     }
     std::string key = shown + "{";
     for (const int32_t argument : call.parts) write(argument, key, call.at);
@@ -60,14 +61,15 @@ class Templates {
 
   void write(int32_t index, std::string& key, size_t at) const {
     const Part& p = syntax_.parts[size_t(index)];
-    key += "(" + std::to_string(p.kind) + "," + std::to_string(p.id) + "," + std::to_string(p.least) + "," +
-           std::to_string(p.most);
+    key += "(" + std::to_string(p.kind) + "," + std::to_string(p.id) + "," +
+           std::to_string(p.least) + "," + std::to_string(p.most);
     if (key.size() > (size_t(1) << 16)) too_many(at);
     for (const int32_t inner : p.parts) write(inner, key, at);
     key += ")";
   }
 
-  int32_t copy(int32_t index, const std::vector<int32_t>& parameters, const std::vector<int32_t>& arguments) {
+  int32_t copy(int32_t index, const std::vector<int32_t>& parameters,
+               const std::vector<int32_t>& arguments) {
     Part p = syntax_.parts[size_t(index)];
     if (p.kind == Part::kName) {
       const auto found = std::find(parameters.begin(), parameters.end(), p.id);

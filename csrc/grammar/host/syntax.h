@@ -32,7 +32,7 @@ struct Part {
 };
 
 struct Definition {
-  int32_t body = -1;      // -1: not defined
+  int32_t body = -1;  // -1: not defined
   uint32_t at = 0;
   bool terminal = false;  // Lark: what may be skipped follows a whole terminal, not its parts
   std::vector<int32_t> parameters;  // names; a template where there are any

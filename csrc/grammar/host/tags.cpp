@@ -41,9 +41,7 @@ class TriggerAutomaton {
   static int place_after(int place, int byte);  // -1: not UTF-8
 
   Lang make(Langs&, bool hits) const;
-  int32_t child(int32_t state, uint8_t byte) const {
-    return next_[size_t(state) * 256 + byte];
-  }
+  int32_t child(int32_t state, uint8_t byte) const { return next_[size_t(state) * 256 + byte]; }
 
   std::vector<int32_t> next_;   // the tree of the triggers, then of all moves; -1: none
   std::vector<uint8_t> place_;  // inside a code point, by state
@@ -62,13 +60,20 @@ int TriggerAutomaton::place_after(int place, int b) {
       if (b == 0xf0) return kF0;
       if (b >= 0xf1 && b <= 0xf3) return kLast3;
       return b == 0xf4 ? kF4 : -1;
-    case kLast1: return follows ? kWhole : -1;
-    case kLast2: return follows ? kLast1 : -1;
-    case kLast3: return follows ? kLast2 : -1;
-    case kE0: return b >= 0xa0 && b <= 0xbf ? kLast1 : -1;
-    case kEd: return b >= 0x80 && b <= 0x9f ? kLast1 : -1;
-    case kF0: return b >= 0x90 && b <= 0xbf ? kLast2 : -1;
-    default: return b >= 0x80 && b <= 0x8f ? kLast2 : -1;
+    case kLast1:
+      return follows ? kWhole : -1;
+    case kLast2:
+      return follows ? kLast1 : -1;
+    case kLast3:
+      return follows ? kLast2 : -1;
+    case kE0:
+      return b >= 0xa0 && b <= 0xbf ? kLast1 : -1;
+    case kEd:
+      return b >= 0x80 && b <= 0x9f ? kLast1 : -1;
+    case kF0:
+      return b >= 0x90 && b <= 0xbf ? kLast2 : -1;
+    default:
+      return b >= 0x80 && b <= 0x8f ? kLast2 : -1;
   }
 }
 
@@ -81,7 +86,9 @@ TriggerAutomaton::TriggerAutomaton(const std::vector<std::string>& triggers)
       const size_t move = size_t(state) * 256 + uint8_t(c);
       if (next_[move] < 0) {
         if (place_.size() >= kMostStates) {
-          throw BudgetError("triggers", "", "the triggers have more than " + std::to_string(kMostStates) + " bytes");
+          throw BudgetError(
+              "triggers", "",
+              "the triggers have more than " + std::to_string(kMostStates) + " bytes");
         }
         next_[move] = int32_t(place_.size());
         place_.push_back(uint8_t(place_after(place_[size_t(state)], uint8_t(c))));
@@ -146,7 +153,8 @@ class TagRules {
     throw GrammarError(part, "/" + std::to_string(tag) + "/" + part, reason);
   }
 
-  static void check_text(const std::string& text, const std::string& keyword, const std::string& pointer);
+  static void check_text(const std::string& text, const std::string& keyword,
+                         const std::string& pointer);
   void read_triggers();
   void give_tags();
   Symbol content(size_t tag);
@@ -163,7 +171,8 @@ class TagRules {
   std::map<std::pair<std::string, bool>, Symbol> contents_;
 };
 
-void TagRules::check_text(const std::string& text, const std::string& keyword, const std::string& pointer) {
+void TagRules::check_text(const std::string& text, const std::string& keyword,
+                          const std::string& pointer) {
   try {
     const front::Source source(text);
   } catch (const BudgetError& error) {
@@ -186,7 +195,8 @@ void TagRules::read_triggers() {
   for (size_t i = 0; i < options_.triggers.size(); ++i) {
     const std::string pointer = "/triggers/" + std::to_string(i);
     check_text(options_.triggers[i], "triggers", pointer);
-    if (options_.triggers[i].empty()) throw GrammarError("triggers", pointer, "it is empty, which any text begins with");
+    if (options_.triggers[i].empty())
+      throw GrammarError("triggers", pointer, "it is empty, which any text begins with");
     triggers_.push_back(options_.triggers[i]);
   }
   std::sort(triggers_.begin(), triggers_.end());
@@ -205,7 +215,8 @@ void TagRules::give_tags() {
   for (size_t i = 0; i < tags_.size(); ++i) {
     const std::string& begin = tags_[i].begin;
     auto it = std::upper_bound(triggers_.begin(), triggers_.end(), begin);
-    const bool found = it != triggers_.begin() && begin.compare(0, std::prev(it)->size(), *std::prev(it)) == 0;
+    const bool found =
+        it != triggers_.begin() && begin.compare(0, std::prev(it)->size(), *std::prev(it)) == 0;
     if (!found) fail(i, "begin", "no trigger stands at its beginning");
     tags_of_[size_t(std::prev(it) - triggers_.begin())].push_back(i);
   }
@@ -246,7 +257,8 @@ Symbol TagRules::begins(const std::vector<size_t>& tags, size_t from, size_t to,
     const std::string& begin = tags_[tags[from]].begin;
     if (begin.size() == read) {
       std::vector<Symbol> symbols = {content(tags[from])};
-      if (!tags_[tags[from]].end.empty()) symbols.push_back({Symbol::kLang, word(tags_[tags[from]].end)});
+      if (!tags_[tags[from]].end.empty())
+        symbols.push_back({Symbol::kLang, word(tags_[tags[from]].end)});
       ways.push_back(std::move(symbols));
       ++from;
       continue;
@@ -255,9 +267,11 @@ Symbol TagRules::begins(const std::vector<size_t>& tags, size_t from, size_t to,
     while (last < to && tags_[tags[last]].begin[read] == begin[read]) ++last;
     const std::string& other = tags_[tags[last - 1]].begin;
     size_t shared = read;
-    while (shared < begin.size() && shared < other.size() && begin[shared] == other[shared]) ++shared;
+    while (shared < begin.size() && shared < other.size() && begin[shared] == other[shared])
+      ++shared;
     const Symbol rest = begins(tags, from, last, shared);
-    ways.push_back({{Symbol::kLang, word(std::string_view(begin).substr(read, shared - read))}, rest});
+    ways.push_back(
+        {{Symbol::kLang, word(std::string_view(begin).substr(read, shared - read))}, rest});
     from = last;
   }
   return rule(tags.size() == 1 ? tags_[tags[0]].begin : "tags", std::move(ways));
@@ -280,7 +294,8 @@ Rules TagRules::run() {
     const std::string& trigger = triggers_[t];
     bool overlapped = automaton.ends_inside(trigger);
     if (overlapped) {
-      rules_.warnings.push_back("another trigger ends inside of " + trigger + ", so its tags can't be met");
+      rules_.warnings.push_back("another trigger ends inside of " + trigger +
+                                ", so its tags can't be met");
     }
     for (size_t n = 1; n < trigger.size() && !overlapped; ++n) {
       overlapped = ends.count(std::string_view(trigger).substr(0, n)) > 0;
@@ -293,7 +308,8 @@ Rules TagRules::run() {
     if (triggers_.size() > 1) {
       head = langs_.both({head, langs_.concat(langs_.any_bytes(), word(trigger))});
     }
-    calls.push_back({{Symbol::kLang, head}, begins(tags_of_[t], 0, tags_of_[t].size(), trigger.size())});
+    calls.push_back(
+        {{Symbol::kLang, head}, begins(tags_of_[t], 0, tags_of_[t].size(), trigger.size())});
   }
   if (calls.empty() && !options_.stop_after_first) {  // one free text at a time
     const Symbol tag = begins(plain, 0, plain.size(), 0);
@@ -321,10 +337,10 @@ Rules TagRules::run() {
 
 }  // namespace
 
-// A tag's begin starts with one of the triggers; the first trigger that is complete in the text ends
-// free text, and then the rest of a begin with that trigger has to follow, a text of the schema, and
-// the end. Free text is UTF-8, and text that is only the start of a trigger stays free. Errors point
-// to "/index of the tag/part".
+// A tag's begin starts with one of the triggers; the first trigger that is complete in the text
+// ends free text, and then the rest of a begin with that trigger has to follow, a text of the
+// schema, and the end. Free text is UTF-8, and text that is only the start of a trigger stays free.
+// Errors point to "/index of the tag/part".
 Rules tag_rules(Langs& langs, const std::vector<Tag>& tags, const TagOptions& options) {
   return TagRules(langs, tags, options).run();
 }

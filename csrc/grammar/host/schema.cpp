@@ -1,0 +1,132 @@
+#include "schema.h"
+
+#include "schema_impl.h"
+
+namespace tokops::grammar {
+
+void Schema::Impl::work_out_all() {
+  std::vector<Goal> order_{root_goal};
+  std::set<Goal> seen{root_goal};
+  const auto visit = [&](Goal g) {
+    if (g >= 0 && seen.insert(g).second) order_.push_back(g);
+  };
+  for (size_t i = 0; i < order_.size(); ++i) {
+    const Goal g = order_[i];
+    scalar_parts(g);
+    part(g, JsonType::kArray);
+    part(g, JsonType::kObject);
+    for (const auto& s : goals[size_t(g)].objects) {
+      for (const NamedKey& k : s->names) {
+        visit(k.goal);
+        for (const Goal x : k.goal_if) visit(x);
+      }
+      for (const KeyClass& k : s->classes) {
+        visit(k.goal);
+        for (const Goal x : k.goal_if) visit(x);
+      }
+    }
+    for (const auto& s : goals[size_t(g)].arrays)
+      for (const auto& here : s->goals)
+        for (const Goal x : here) visit(x);
+    tick();
+  }
+  // The least set of possible goals.
+  for (bool changed = true; changed;) {
+    changed = false;
+    for (size_t i = order_.size(); i-- > 0;) {
+      GoalData& g = goals[size_t(order_[i])];
+      if (g.possible) continue;
+      const Value& v = g.value;
+      bool p = v.null || v.no || v.yes || v.number != kNothing || !v.strings.empty();
+      for (const auto& s : g.objects) p = p || shape_possible(*s);
+      for (const auto& s : g.arrays) p = p || shape_possible(*s);
+      if (p) g.possible = changed = true;
+    }
+    tick();
+  }
+  for (const Goal id : order_) {
+    GoalData& g = goals[size_t(id)];
+    g.worked_out = true;
+    for (const auto& s : g.objects)
+      if (shape_possible(*s)) g.value.objects.push_back(s);
+    for (const auto& s : g.arrays)
+      if (shape_possible(*s)) g.value.arrays.push_back(s);
+  }
+  for (const Goal id : order_)
+    for (const auto& s : goals[size_t(id)].objects) finish(*s);
+  for (const Goal id : order_) {
+    GoalData& g = goals[size_t(id)];
+    std::vector<std::shared_ptr<const ArrayShape>> left;
+    for (const auto& s : g.arrays) {
+      finish(*s);
+      const int32_t none[8] = {};
+      if (s->viable.empty() || s->viable[size_t(array_state(*s, 0, none))]) left.push_back(s);
+    }
+    if (left.size() != g.arrays.size()) {
+      std::vector<std::shared_ptr<const ArrayShape>> kept_;
+      for (const auto& s : g.value.arrays)
+        if (std::find(left.begin(), left.end(), s) != left.end()) kept_.push_back(s);
+      g.value.arrays = std::move(kept_);
+    }
+  }
+}
+
+Schema::Schema(Langs& langs, const Json& document, SchemaOptions options) : impl_(std::make_unique<Impl>()) {
+  Impl& s = *impl_;
+  s.langs = &langs;
+  s.options = std::move(options);
+  Node yes{};
+  yes.kind = Node::kTrue;
+  s.nodes.push_back(yes);
+  s.kept.push_back(document);
+  const int32_t draft = s.options.draft ? s.options.draft : 2020;
+  std::string base = s.options.base;
+  s.add_document(s.kept.front(), base, draft);
+  const auto own = s.places.find(&s.kept.front());
+  Impl::Place place = own != s.places.end() ? own->second : Impl::Place{base, "", draft};
+  s.resources.try_emplace(place.base, Impl::Resource{&s.kept.front(), place});
+  s.root = s.read(s.kept.front(), place);
+  s.depth = 0;
+  s.root_goal = s.goal({s.root});
+  s.work_out_all();
+  const Value& v = s.goals[size_t(s.root_goal)].value;
+  if (!v.null && !v.yes && !v.no && v.number == kNothing && v.strings.empty() && v.objects.empty() && v.arrays.empty())
+    throw GrammarError("schema", "", "no value satisfies the schema");
+}
+Schema::~Schema() = default;
+
+Goal Schema::root() const { return impl_->root_goal; }
+const Value& Schema::value(Goal g) const { return impl_->goals[size_t(g)].value; }
+bool Schema::possible(Goal g) const { return impl_->goals[size_t(g)].possible; }
+Goal Schema::with(Goal g, Literal l) { return impl_->join(g, l); }
+const std::vector<std::string>& Schema::warnings() const { return impl_->warnings; }
+const SchemaOptions& Schema::options() const { return impl_->options; }
+size_t Schema::goals() const { return impl_->goals.size(); }
+
+std::string canonical(const Json& j) {
+  switch (j.kind) {
+    case Json::kNull: return "null";
+    case Json::kFalse: return "false";
+    case Json::kTrue: return "true";
+    case Json::kNumber: return Decimal::parse(j.text).text();
+    case Json::kString: return "\"" + j.text;
+    case Json::kArray: {
+      std::string s = "[";
+      for (const Json& x : j.items) {
+        const std::string inner = canonical(x);
+        s += std::to_string(inner.size()) + ":" + inner;
+      }
+      return s + "]";
+    }
+    case Json::kObject: {
+      std::map<std::string, std::string> members;
+      for (size_t i = 0; i < j.keys.size(); ++i) members[j.keys[i]] = canonical(j.items[i]);
+      std::string s = "{";
+      for (const auto& [k, v] : members) s += std::to_string(k.size()) + ":" + k + std::to_string(v.size()) + ":" + v;
+      return s + "}";
+    }
+  }
+  return "";
+}
+
+}  // namespace tokops::grammar
