@@ -49,6 +49,16 @@ def check_python():
         )
 
 
+def check_headers():
+    """Python's own headers, which the automata are compiled against."""
+    import sysconfig
+
+    folder = sysconfig.get_path("include")
+    if not os.path.exists(os.path.join(folder, "Python.h")):
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        stop(f"Python.h was not found in {folder}. Install Python's headers (Debian: apt install python{version}-dev, Fedora: dnf install python3-devel).")
+
+
 def find_compiler():
     """The C++ compiler, tried on a line of C++20."""
     named = os.environ.get("CXX")
@@ -120,6 +130,7 @@ def main():
     stands = venv_stands()
     if not stands:
         check_python()
+    check_headers()
     compiler = {"CXX": find_compiler()}
     if not stands:
         make_venv()

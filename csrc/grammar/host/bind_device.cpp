@@ -45,6 +45,7 @@ void bind_device(py::module_& m) {
       .def("explore", &DeviceTables::explore)
       .def("explore_token", [](DeviceTables& t, int32_t state, int32_t token) { return t.explore_token(state, token); })
       .def("mask", &DeviceTables::mask)
+      .def("mask_known", [](const DeviceTables& t, int32_t state) { return state >= 0 && state < t.states() && t.mask_of(state) >= 0; })
       .def("matcher", &DeviceTables::matcher)
       .def("locate", &DeviceTables::locate)
       .def("changes", &changes)

@@ -145,10 +145,14 @@ PYBIND11_MODULE(_grammar, m) {
   static py::exception<BudgetError> budget_error(m, "BudgetError", grammar_error.ptr());
   py::register_exception_translator([](std::exception_ptr p) {
     const auto raise = [](const GrammarError& e, PyObject* type) {
-      py::object o = py::reinterpret_borrow<py::object>(type)(std::string(e.what()));
-      o.attr("keyword") = e.keyword;
-      o.attr("pointer") = e.pointer;
-      o.attr("reason") = e.reason;
+      // A message may quote a part of the source that ends inside a character.
+      const auto text = [](const std::string& t) {
+        return py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(t.data(), Py_ssize_t(t.size()), "replace"));
+      };
+      py::object o = py::reinterpret_borrow<py::object>(type)(text(e.what()));
+      o.attr("keyword") = text(e.keyword);
+      o.attr("pointer") = text(e.pointer);
+      o.attr("reason") = text(e.reason);
       PyErr_SetObject(type, o.ptr());
     };
     try {
