@@ -15,7 +15,7 @@ from .engine import END, byte_vocabulary
 TOKENS = [bytes((b,)) for b in range(256)]
 CROSSING = [
     b'{"', b'":', b'": ', b'", "', b'","', b'"}', b'"}}', b'"]', b"]}", b"ab", b"aab", b'ab"', b'b":', b"true", b"null}",
-    b"12", b"1,", b"0.5", b"1e5", b"  ", b"\n\n", b" \t\n", b' "', b' "ab', b'\n"', b', "a', b"\\u00", b"\\n", b'\\"',
+    b"12", b"1,", b"0.5", b"1e5", b"  ", b"\n\n", b" \t\n", b' "', b' "ab', b'\n"', b', "a', b"\\u00", b"\\n", b'\\"', b"\\ba", b"\\b", b" \\", b"61", b"00", b"a\\",
     b"\xc3\xa9", b"\xc3", b"\xa9a", b"\xe2\x82\xac", b"1+", b"+1", b"(1", b"<f=", b"a <f", b"ab",
 ]  # fmt: skip
 EOS = len(TOKENS) + len(CROSSING)
@@ -30,6 +30,9 @@ SCHEMAS = [
     {"type": "object", "patternProperties": {"^a": {"type": "integer"}}, "additionalProperties": {"type": "boolean"}, "minProperties": 2},
     {"type": "string", "pattern": "^(ab|true)*$", "minLength": 3, "maxLength": 6},
     {"type": "string", "minLength": 2, "maxLength": 4},
+    {"type": "string", "minLength": 1, "maxLength": 1},
+    {"type": "string", "pattern": "[0-9]{3}", "minLength": 3, "maxLength": 3},
+    {"type": "string", "pattern": "^(\\S+\\s+){0,3}\\S+$", "maxLength": 9},
     {"not": {"properties": {"a": {"type": "integer"}}}},
     {"type": "array", "contains": {"const": 1}, "maxContains": 1, "items": {"type": "integer", "maximum": 12}},
     {"oneOf": [{"required": ["a"]}, {"required": ["b"]}], "type": "object", "additionalProperties": {"type": "number"}},

@@ -43,7 +43,7 @@ void bind_device(py::module_& m) {
       .def("add", [](DeviceTables& t, const std::shared_ptr<Grammar>& g) { return t.add(g); })
       .def("visit", &DeviceTables::visit)
       .def("explore", &DeviceTables::explore)
-      .def("explore_token", [](DeviceTables& t, int32_t state, int32_t token) { return t.explore_token(state, token); })
+      .def("explore_loops", &DeviceTables::explore_loops)
       .def("mask", &DeviceTables::mask)
       .def("mask_known", [](const DeviceTables& t, int32_t state) { return state >= 0 && state < t.states() && t.mask_of(state) >= 0; })
       .def("matcher", &DeviceTables::matcher)

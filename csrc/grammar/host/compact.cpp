@@ -1,5 +1,7 @@
 #include "compact.h"
 
+#include "text.h"
+
 #include <algorithm>
 #include <array>
 #include <climits>
@@ -147,6 +149,46 @@ int32_t fewest_chars(Langs& langs, Lang lang) {
   if (langs.chars.of.size() > 200000) langs.chars.of.clear();
   langs.chars.of.emplace(lang, found);
   return found;
+}
+
+int32_t fewest_after_escape(Langs& langs, Lang lang, uint32_t escape) {
+  constexpr int32_t kNone = INT32_MAX;
+  const auto after = [&](Lang q) { return q != kNothing && langs.alive(q) ? 1 + fewest_chars(langs, q) : kNone; };
+  const EscapeRange range = escape_range(escape);
+  int32_t best = kNone;
+  if (range.low == 0 && range.high == 0x10ffff) {
+    if (lang == langs.text()) return 1;
+    if (const int32_t n = fewest_chars(langs, lang); n > 0) return n;  // the next character of the shortest word
+    // Any character at all.
+    const auto walk = [&](auto&& self, Lang q, int more) -> void {
+      if (q == kNothing) return;
+      if (more == 0) {
+        best = std::min(best, after(q));
+        return;
+      }
+      const uint8_t* const classes = langs.classes(q);
+      uint64_t seen[4] = {};
+      for (int b = 0x80; b < 0xc0 && best > 1; ++b) {
+        const uint8_t k = classes[b];
+        if (seen[k >> 6] >> (k & 63) & 1) continue;
+        seen[k >> 6] |= uint64_t(1) << (k & 63);
+        self(self, langs.step(q, uint8_t(b)), more - 1);
+      }
+    };
+    for (int b = 0; b < 0x80 && best > 1; ++b) best = std::min(best, after(langs.step(lang, uint8_t(b))));
+    for (int b = 0xc2; b < 0xf5 && best > 1; ++b) walk(walk, langs.step(lang, uint8_t(b)), b < 0xe0 ? 1 : b < 0xf0 ? 2 : 3);
+    return best;
+  }
+  for (uint32_t p = range.low; p <= range.high && best > 1; ++p) {
+    if (range.split && p == 0xd800) p = 0x10000;
+    if (p >= 0xd800 && p < 0xe000) continue;
+    char out[4];
+    const int n = encode_utf8(p, out);
+    Lang q = lang;
+    for (int i = 0; i < n && q != kNothing; ++i) q = langs.step(q, uint8_t(out[i]));
+    best = std::min(best, after(q));
+  }
+  return best;
 }
 
 bool evenly_long(Langs& langs, Lang lang, int32_t most) {

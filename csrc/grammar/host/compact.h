@@ -15,4 +15,7 @@ bool evenly_long(Langs&, Lang, int32_t most = 1000);
 // The fewest code points of a word (bytes that continue one that has begun are not counted). The language is alive.
 int32_t fewest_chars(Langs&, Lang);
 
+// The same where the next character has been begun as an escape: see text.h.
+int32_t fewest_after_escape(Langs&, Lang, uint32_t escape);
+
 }  // namespace tokops::grammar

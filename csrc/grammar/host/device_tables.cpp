@@ -332,15 +332,15 @@ bool DeviceTables::explore(int32_t state) {
   return all;
 }
 
-bool DeviceTables::explore_token(int32_t state, int32_t token) {
-  bool all = explore(state);
-  if (token < 0 || token >= vocabulary_->size()) return all;
+void DeviceTables::explore_loops(int32_t state, int32_t token) {
+  check(state);
+  if (token < 0 || token >= vocabulary_->size()) return;
   for (const char b : vocabulary_->token(token)) {
-    state = next(state)[uint8_t(b)];
-    if (state < 0) break;
-    all = explore(state) && all;
+    const int32_t to = next(state)[uint8_t(b)];
+    if (to < 0) return;
+    if (to == state) explore(state);
+    state = to;
   }
-  return all;
 }
 
 int32_t DeviceTables::mask(int32_t state) {

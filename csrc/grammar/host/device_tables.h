@@ -26,8 +26,9 @@ class DeviceTables {
   int32_t visit(int32_t state, int32_t token);
   // Works out all bytes of a state. False where there is no room.
   bool explore(int32_t state);
-  // Works out all bytes of the states on a token's way, the last one too.
-  bool explore_token(int32_t state, int32_t token);
+  // Works out all bytes of the states on a token's way that a byte of it leaves as they are: the insides of strings,
+  // to which texts come back again and again.
+  void explore_loops(int32_t state, int32_t token);
   // Index of a state's mask; kNotKnown where there is no room.
   int32_t mask(int32_t state);
   // A matcher in that state; its text is one that leads there.

@@ -21,8 +21,7 @@ void Matcher::string_byte(Config c, uint8_t b) {
   if (s.shortest > 0 || s.longest >= 0) {
     c.count += n > 0 && (uint8_t(out[0]) & 0xc0) != 0x80;
     if (s.longest >= 0) {
-      const int32_t open = c.escape != 0;  // a code point that has begun
-      const int32_t needs = open ? 1 : c.lang == langs.text() ? 0 : fewest_chars(langs, c.lang);
+      const int32_t needs = c.escape ? fewest_after_escape(langs, c.lang, c.escape) : c.lang == langs.text() ? 0 : fewest_chars(langs, c.lang);
       if (c.count + needs > s.longest) return;
     }
   }

@@ -165,10 +165,13 @@ std::shared_ptr<Record> Lexemes::build(Lang lang, LexemeKind kind, bool counted,
   struct Level {
     Lang lang;
     uint32_t escape;
-    int32_t chars;
+    int32_t chars;   // code points, an escape being one
+    int32_t raw;     // bytes that begin one, of the whole token so far
     int32_t end;
   };
-  std::vector<Level> stack{{lang, 0, 0, end_[size_t(root)]}};
+  int32_t prefix_chars = 0;
+  for (int32_t p = root; p > 0; p = v.parent(p)) prefix_chars += (byte_[size_t(p)] & 0xc0) != 0x80;
+  std::vector<Level> stack{{lang, 0, 0, prefix_chars, end_[size_t(root)]}};
   std::vector<int32_t> inside;
   struct Exit {
     int32_t node, chars;
@@ -210,15 +213,14 @@ std::shared_ptr<Record> Lexemes::build(Lang lang, LexemeKind kind, bool counted,
     return at->second = loops;
   };
   const auto shortest = [&](Lang q) { return q == langs.text() ? 0 : fewest_chars(langs, q); };
-  int32_t prefix_chars = 0;
-  for (int32_t p = root; p > 0; p = v.parent(p)) prefix_chars += (byte_[size_t(p)] & 0xc0) != 0x80;
-  const auto take = [&](int32_t from, int32_t to, Lang q, uint32_t escape, int32_t chars, bool bulk) {
+  // raw: of a whole subtree, where its tokens' characters are counted from; else -1.
+  const auto take = [&](int32_t from, int32_t to, Lang q, uint32_t escape, int32_t chars, int32_t raw) {
     for (int32_t i = from; i < to; ++i) {
       const int32_t t = order_[size_t(i)];
       inside.push_back(t);
       if (counted) {
-        const int32_t c = bulk ? v.chars(t) - prefix_chars : chars;
-        out->needs.emplace_back(c + (escape ? 1 : shortest(q)), t);
+        const int32_t c = raw < 0 ? chars : chars + v.chars(t) - raw;
+        out->needs.emplace_back(c + (escape ? fewest_after_escape(langs, q, escape) : shortest(q)), t);
       }
     }
   };
@@ -230,6 +232,7 @@ std::shared_ptr<Record> Lexemes::build(Lang lang, LexemeKind kind, bool counted,
     Lang q = up.lang;
     uint32_t escape = up.escape;
     int32_t chars = up.chars;
+    const int32_t raw = up.raw + ((b & 0xc0) != 0x80);
     if (kind == LexemeKind::kText) {
       if (b == '"' && escape == 0) {
         if (langs.accepts(q)) exits.push_back({i, chars, false});
@@ -257,11 +260,11 @@ std::shared_ptr<Record> Lexemes::build(Lang lang, LexemeKind kind, bool counted,
     }
     if (escape == 0 && q == up.lang && groups_[size_t(i)] != 0 && (groups_[size_t(i)] & ~loops_of(q)) == 0 &&
         (kind == LexemeKind::kText || !langs.accepts(q) || out->given_up || !(groups_[size_t(i)] & follow_groups))) {
-      take(first_[size_t(i)], first_[size_t(end_[size_t(i)])], q, 0, 0, true);
+      take(first_[size_t(i)], first_[size_t(end_[size_t(i)])], q, 0, chars, raw);
       i = end_[size_t(i)];
       continue;
     }
-    take(first_[size_t(i)], first_[size_t(i) + 1], q, escape, chars, false);
+    take(first_[size_t(i)], first_[size_t(i) + 1], q, escape, chars, -1);
     if (kind == LexemeKind::kRaw && langs.accepts(q) && end_[size_t(i)] > i + 1 && (groups_[size_t(i)] & follow_groups)) {
       int64_t more = 0;
       for (int32_t c = i + 1; c < end_[size_t(i)]; c = end_[size_t(c)])
@@ -270,7 +273,7 @@ std::shared_ptr<Record> Lexemes::build(Lang lang, LexemeKind kind, bool counted,
       if (rest_nodes > int64_t(kMostRest)) out->given_up = true;
       else if (more) exits.push_back({i, chars, true});
     }
-    if (end_[size_t(i)] > i + 1) stack.push_back({q, escape, chars, end_[size_t(i)]});
+    if (end_[size_t(i)] > i + 1) stack.push_back({q, escape, chars, raw, end_[size_t(i)]});
     ++i;
   }
   if (out->given_up) exits.clear();
