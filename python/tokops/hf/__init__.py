@@ -1,5 +1,6 @@
 """transformers models through tokops: a paged cache, attention over it, and patches that undo themselves."""
 
+from .bytelevel import ByteEnsemble, ByteLevel
 from .cache import PagedCache
 from .inflight import InflightGenerator
 from .model import load_smollm2
@@ -7,4 +8,4 @@ from .patching import Run, patch
 from .report import Report
 from .thinking import generate_guided
 
-__all__ = ["InflightGenerator", "PagedCache", "Report", "Run", "generate_guided", "load_smollm2", "patch"]
+__all__ = ["ByteEnsemble", "ByteLevel", "InflightGenerator", "PagedCache", "Report", "Run", "generate_guided", "load_smollm2", "patch"]
