@@ -10,7 +10,8 @@ namespace tokops::grammar::infill {
 namespace {
 
 constexpr int64_t kFar = INT64_MAX;
-constexpr size_t kMostFacts = 4 << 20;
+constexpr size_t kMostFacts = 1 << 20;
+constexpr size_t kMostWays = 8 << 20;
 constexpr size_t kMostNodes = 16 << 20;  // of the search for one terminal's words
 
 template <typename T>
@@ -190,7 +191,7 @@ class Derivations {
   }
 
   void way(int32_t head, int32_t first, int32_t second) {
-    if (ways_.size() >= 4 * kMostFacts) throw OutOfEffort{"memory"};
+    if (ways_.size() >= kMostWays) throw OutOfEffort{"memory"};
     ways_.push_back({head, first, second, (first >= 0) + (second >= 0)});
   }
 

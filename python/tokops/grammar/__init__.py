@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from .._discover import ops_of
+from .infill import Completion, Gap, InfillGrammar, InfillUnknownError
 
 if TYPE_CHECKING:  # type checkers do not see what is discovered
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:  # type checkers do not see what is discovered
 
 _public = ops_of(__name__, __path__)
 globals().update(_public)
-__all__ = sorted([*_public, "GrammarProcessor"])
+__all__ = sorted([*_public, "Completion", "Gap", "GrammarProcessor", "InfillGrammar", "InfillUnknownError"])
 
 if not TYPE_CHECKING:
 
