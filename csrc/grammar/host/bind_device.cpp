@@ -30,7 +30,8 @@ py::tuple changes(DeviceTables& t) {
   }
   const int32_t first = t.take_masks();
   Ints masks(std::vector<py::ssize_t>{t.masks() - first, words});
-  if (t.masks() > first) std::memcpy(masks.mutable_data(), t.pool(first), size_t(t.masks() - first) * size_t(words) * 4);
+  if (t.masks() > first)
+    std::memcpy(masks.mutable_data(), t.pool(first), size_t(t.masks() - first) * size_t(words) * 4);
   return py::make_tuple(ids, next, accepting, mask_of, first, masks);
 }
 
@@ -38,14 +39,17 @@ py::tuple changes(DeviceTables& t) {
 
 void bind_device(py::module_& m) {
   py::class_<DeviceTables>(m, "DeviceTables")
-      .def(py::init<std::shared_ptr<Vocabulary>, int32_t, int32_t>(), py::arg("vocabulary"), py::arg("max_states") = 65536,
-           py::arg("max_masks") = 4096)
+      .def(py::init<std::shared_ptr<Vocabulary>, int32_t, int32_t>(), py::arg("vocabulary"),
+           py::arg("max_states") = 65536, py::arg("max_masks") = 4096)
       .def("add", [](DeviceTables& t, const std::shared_ptr<Grammar>& g) { return t.add(g); })
       .def("visit", &DeviceTables::visit)
       .def("explore", &DeviceTables::explore)
       .def("explore_loops", &DeviceTables::explore_loops)
       .def("mask", &DeviceTables::mask)
-      .def("mask_known", [](const DeviceTables& t, int32_t state) { return state >= 0 && state < t.states() && t.mask_of(state) >= 0; })
+      .def("mask_known",
+           [](const DeviceTables& t, int32_t state) {
+             return state >= 0 && state < t.states() && t.mask_of(state) >= 0;
+           })
       .def("matcher", &DeviceTables::matcher)
       .def("locate", &DeviceTables::locate)
       .def("changes", &changes)

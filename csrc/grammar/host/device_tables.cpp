@@ -52,7 +52,8 @@ class DeviceTables::Describer {
   DeviceTables& tables_;
   const Matcher& m_;
   bool room_ = true;
-  // Of frames that lead to none that is still being described; `inside`: an item of it is being read.
+  // Of frames that lead to none that is still being described; `inside`: an item of it is being
+  // read.
   std::unordered_map<uint64_t, int32_t> known_;
   std::vector<uint32_t> open_;
 
@@ -77,14 +78,15 @@ class DeviceTables::Describer {
       const std::string_view raw = text_from(c.start);
       put_text(s, c.escape == 0 ? decode_text(raw) : std::string(raw));
     }
-    const bool between = c.phase == Phase::kValue || c.phase == Phase::kArrayOpen || c.phase == Phase::kAfterValue;
+    const bool between =
+        c.phase == Phase::kValue || c.phase == Phase::kArrayOpen || c.phase == Phase::kAfterValue;
     int32_t above = INT32_MAX;
     put(s, frame(c.frame, !between, &above));
     return s;
   }
 
-  // The number of a frame's description. `above`: the lowest place in open_ that it leads back to, if that is lower.
-  // A frame that is being described is named by how far above it stands.
+  // The number of a frame's description. `above`: the lowest place in open_ that it leads back to,
+  // if that is lower. A frame that is being described is named by how far above it stands.
   int32_t frame(uint32_t at, bool inside, int32_t* above) {
     if (!room_) return 0;
     const Frame& f = m_.frame(at);
@@ -111,8 +113,10 @@ class DeviceTables::Describer {
       room_ = false;
       return 0;
     }
-    if (lowest >= place) known_[key] = id;
-    else *above = std::min(*above, lowest);
+    if (lowest >= place)
+      known_[key] = id;
+    else
+      *above = std::min(*above, lowest);
     return id;
   }
 
@@ -121,7 +125,8 @@ class DeviceTables::Describer {
     put(s, f.kind);
     put(s, f.schema);
     switch (f.kind) {
-      case Frame::kRoot: break;
+      case Frame::kRoot:
+        break;
       case Frame::kObject: {
         const auto& shape = *static_cast<const ObjectShape*>(f.shape);
         put(s, f.shape);
@@ -137,7 +142,8 @@ class DeviceTables::Describer {
       case Frame::kArray: {
         const auto& shape = *static_cast<const ArrayShape*>(f.shape);
         put(s, f.shape);
-        const int32_t most = std::max({int32_t(shape.goals.size()), shape.fewest, last_count(shape)});
+        const int32_t most =
+            std::max({int32_t(shape.goals.size()), shape.fewest, last_count(shape)});
         put(s, shape.most == kUnbounded ? std::min(f.count, most) : f.count);
         put_words(s, f, shape.counts.size());
         put_texts(s, f);
@@ -189,11 +195,13 @@ class DeviceTables::Describer {
 
 DeviceTables::DeviceTables(std::shared_ptr<Vocabulary> v, int32_t max_states, int32_t max_masks)
     : vocabulary_(std::move(v)), max_states_(max_states), max_masks_(max_masks) {
-  if (max_states < 1 || max_masks < 1) throw std::invalid_argument("DeviceTables: max_states and max_masks: expected at least 1");
+  if (max_states < 1 || max_masks < 1)
+    throw std::invalid_argument("DeviceTables: max_states and max_masks: expected at least 1");
 }
 
 void DeviceTables::check(int32_t state) const {
-  if (state < 0 || state >= states()) throw std::out_of_range("DeviceTables: there is no state " + std::to_string(state));
+  if (state < 0 || state >= states())
+    throw std::out_of_range("DeviceTables: there is no state " + std::to_string(state));
 }
 
 int32_t DeviceTables::intern(std::string&& words) {
@@ -237,7 +245,8 @@ int32_t DeviceTables::number(const std::string& words, const Origin& origin, boo
 }
 
 int32_t DeviceTables::add(const std::shared_ptr<const Grammar>& g) {
-  if (g->vocabulary() != vocabulary_) throw std::invalid_argument("DeviceTables: the grammar is for another vocabulary");
+  if (g->vocabulary() != vocabulary_)
+    throw std::invalid_argument("DeviceTables: the grammar is for another vocabulary");
   for (const Language& l : languages_)
     if (l.grammar == g) return l.start;
   Matcher m(g);
@@ -250,7 +259,8 @@ int32_t DeviceTables::add(const std::shared_ptr<const Grammar>& g) {
 
 std::string DeviceTables::path(int32_t state) const {
   std::string s;
-  for (; origin_[size_t(state)].from >= 0; state = origin_[size_t(state)].from) s.push_back(char(origin_[size_t(state)].byte));
+  for (; origin_[size_t(state)].from >= 0; state = origin_[size_t(state)].from)
+    s.push_back(char(origin_[size_t(state)].byte));
   std::reverse(s.begin(), s.end());
   return s;
 }
@@ -264,7 +274,8 @@ Matcher* DeviceTables::go(int32_t state) {
   try {
     l.text.pop(have.size() - same);
     for (size_t i = same; i < want.size(); ++i)
-      if (!l.text.push(uint8_t(want[i]))) throw GrammarError("tables", "", "a text that was allowed is refused");
+      if (!l.text.push(uint8_t(want[i])))
+        throw GrammarError("tables", "", "a text that was allowed is refused");
   } catch (const GrammarError&) {
     l.text = Matcher(l.grammar);
     return nullptr;
@@ -378,7 +389,8 @@ std::unique_ptr<Matcher> DeviceTables::matcher(int32_t state) {
   check(state);
   auto m = std::make_unique<Matcher>(languages_[size_t(origin_[size_t(state)].language)].grammar);
   for (const char b : path(state))
-    if (!m->push(uint8_t(b))) throw GrammarError("tables", "", "a text that was allowed is refused");
+    if (!m->push(uint8_t(b)))
+      throw GrammarError("tables", "", "a text that was allowed is refused");
   return m;
 }
 

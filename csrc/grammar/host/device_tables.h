@@ -1,9 +1,10 @@
-// Matchers as a deterministic automaton: what a matcher may still do is one state, and the tables say where each byte
-// leads from it. States are worked out when a text comes to them.
+// Matchers as a deterministic automaton: what a matcher may still do is one state, and the tables
+// say where each byte leads from it. States are worked out when a text comes to them.
 //
-// Two matchers are in one state where their configurations are equal once positions in the text are left out: by the
-// frames that they stand on, the keys and items that these hold, and the part of the text that is still to be read
-// (an item of a unique array, a key of a class). So a state is described by words, and equal words have one number.
+// Two matchers are in one state where their configurations are equal once positions in the text are
+// left out: by the frames that they stand on, the keys and items that these hold, and the part of
+// the text that is still to be read (an item of a unique array, a key of a class). So a state is
+// described by words, and equal words have one number.
 #pragma once
 #include <deque>
 #include <memory>
@@ -20,14 +21,15 @@ class DeviceTables {
  public:
   DeviceTables(std::shared_ptr<Vocabulary>, int32_t max_states, int32_t max_masks);
 
-  // The state at the beginning of a text; kNotKnown where there is no room. Grammars that are there already keep theirs.
+  // The state at the beginning of a text; kNotKnown where there is no room. Grammars that are there
+  // already keep theirs.
   int32_t add(const std::shared_ptr<const Grammar>&);
   // Where a token leads: a state, kDeadRow, kFinishedRow, or kHostRow where there is no room.
   int32_t visit(int32_t state, int32_t token);
   // Works out all bytes of a state. False where there is no room.
   bool explore(int32_t state);
-  // Works out all bytes of the states on a token's way that a byte of it leaves as they are: the insides of strings,
-  // to which texts come back again and again.
+  // Works out all bytes of the states on a token's way that a byte of it leaves as they are: the
+  // insides of strings, to which texts come back again and again.
   void explore_loops(int32_t state, int32_t token);
   // Index of a state's mask; kNotKnown where there is no room.
   int32_t mask(int32_t state);
@@ -48,7 +50,9 @@ class DeviceTables {
   const int32_t* next(int32_t state) const { return next_.data() + size_t(state) * 256; }
   bool accepting(int32_t state) const { return accepting_[size_t(state)]; }
   int32_t mask_of(int32_t state) const { return mask_of_[size_t(state)]; }
-  const uint32_t* pool(int32_t mask) const { return pool_.data() + size_t(mask) * size_t(vocabulary_->words()); }
+  const uint32_t* pool(int32_t mask) const {
+    return pool_.data() + size_t(mask) * size_t(vocabulary_->words());
+  }
 
  private:
   class Describer;

@@ -102,20 +102,18 @@ void put_in_place(Rules& rules) {
   const size_t n = rules.rules.size();
   std::vector<int64_t> uses(n);
   std::vector<std::vector<int32_t>> used(n);
-  std::vector<bool> itself(n), ready(n);
+  std::vector<bool> ready(n);
   for (size_t r = 0; r < n; ++r) {
     for (const auto& symbols : rules.rules[r].alternatives) {
       for (const Symbol& s : symbols) {
         if (s.kind != Symbol::kRule) continue;
         ++uses[size_t(s.id)];
         used[r].push_back(s.id);
-        if (size_t(s.id) == r) itself[r] = true;
       }
     }
   }
   const auto usable = [&](const Symbol& s) {
-    return s.kind == Symbol::kRule && ready[size_t(s.id)] && !itself[size_t(s.id)] &&
-           s.id != rules.start;
+    return s.kind == Symbol::kRule && ready[size_t(s.id)] && s.id != rules.start;
   };
   for (const auto& component : components(used)) {
     for (const int32_t rule : component) {
@@ -136,10 +134,6 @@ void put_in_place(Rules& rules) {
           }
         }
         now.push_back(std::move(flat));
-      }
-      for (const auto& symbols : now) {
-        for (const Symbol& s : symbols)
-          itself[size_t(rule)] = itself[size_t(rule)] || (s.kind == Symbol::kRule && s.id == rule);
       }
       rules.rules[size_t(rule)].alternatives = std::move(now);
       ready[size_t(rule)] = true;
