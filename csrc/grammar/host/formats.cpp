@@ -123,9 +123,10 @@ string ipv6() {
 const string kHostLabel = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?";
 const string kHostName = kHostLabel + "(?:\\." + kHostLabel + ")*";
 
-// RFC 1123. A-labels ("xn--..") are taken by their letters: what they decode to is not looked at.
+// RFC 1123. A-labels ("xn--..") are left out: whether what they decode to is a name is not regular.
 Lang hostname(Langs& langs) {
-  return langs.both({whole(langs, kHostName), langs.repeat(langs.any_char(), 1, 253)});
+  return langs.both({whole(langs, kHostName), langs.repeat(langs.any_char(), 1, 253),
+                     langs.complement(regex(langs, "(?:^|\\.)[Xx][Nn]--", {}, "format"))});
 }
 
 // ---- Mail: RFC 5321 and 6531
@@ -232,7 +233,9 @@ Lang idn_hostname(Langs& langs) {
     parts.push_back(langs.complement(regex(langs, found, {}, "format")));
   };
   without(R"([\u0640\u07FA\u302E\u302F\u3031-\u3035\u303B])");
-  without("(?:^|" + dot + ")(?![Xx][Nn]--)" + no_dot + "{2}--");
+  without("(?:^|" + dot + ")" + no_dot + "{2}--");  // A-labels among them
+  // In ASCII a label has at most 63 characters: "xn--", one for each, and at least one more.
+  without("(?:^|" + dot + ")(?=" + no_dot + "*[^\\x00-\\x7f])" + no_dot + "{59}");
   without(R"(^\u00B7|[^l]\u00B7|\u00B7$|\u00B7[^l])");
   without(R"(\u0375$|\u0375\P{Script=Greek})");
   without(R"(^[\u05F3\u05F4]|\P{Script=Hebrew}[\u05F3\u05F4])");

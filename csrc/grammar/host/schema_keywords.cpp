@@ -102,6 +102,13 @@ void Schema::Impl::read_simple(const Json& j, const Place& place, std::vector<Li
     all.push_back(text(langs->both({langs->text(), regex(*langs, v->text, {}, "pattern", place.pointer)})));
   }
   if (const Json* v = find("format")) all.push_back(read_format(*v, place));
+  if (place.draft == 7 && options.assert_formats) {
+    // Draft 7 lets a validator assert these; later drafts don't.
+    if (const Json* v = find("contentMediaType"); v && v->kind == Json::kString && v->text == "application/json")
+      throw GrammarError("contentMediaType", place.pointer, "strings that hold JSON are not supported (formats=\"annotate\" reads it as an annotation)");
+    if (const Json* v = find("contentEncoding"); v && v->kind == Json::kString && v->text == "base64")
+      all.push_back(text(regex(*langs, "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$", {}, "contentEncoding", place.pointer)));
+  }
 
   // arrays
   const bool legacy_items = find("items") && find("items")->kind == Json::kArray;
