@@ -226,9 +226,7 @@ def sample(
     settings = _settings("sample", logits, temperature, top_k, top_p, min_p)
     rows = logits.reshape(-1, logits.shape[-1])
     bits = _bitmask.rows_of("sample", mask, shape)
-    tokens = torch.ops.tokops.sample.default(
-        rows, _seed(seed), *numbers, *settings, 0, _USES["plain"], bits
-    )
+    tokens = torch.ops.tokops.sample.default(rows, _seed(seed), *numbers, *settings, 0, _USES["plain"], bits)
     return tokens.view(shape)
 
 
