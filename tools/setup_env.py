@@ -56,7 +56,10 @@ def check_headers():
     folder = sysconfig.get_path("include")
     if not os.path.exists(os.path.join(folder, "Python.h")):
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        stop(f"Python.h was not found in {folder}. Install Python's headers (Debian: apt install python{version}-dev, Fedora: dnf install python3-devel).")
+        stop(
+            f"Python.h was not found in {folder}. Install Python's headers "
+            f"(Debian, Ubuntu: apt install python{version}-dev; Fedora: dnf install python3-devel)."
+        )
 
 
 def find_compiler():

@@ -18,21 +18,77 @@ from tokops import grammar as G
 from .engine import byte_vocabulary
 
 KEYS = ["a", "b", "ab", "c"]
-SCALAR = ["type", "enum", "const", "minimum", "maximum", "minLength", "maxLength", "required", "minItems", "maxProperties"]
+SCALAR = [
+    "type",
+    "enum",
+    "const",
+    "minimum",
+    "maximum",
+    "minLength",
+    "maxLength",
+    "required",
+    "minItems",
+    "maxProperties",
+]
 NESTED = [
-    *SCALAR, "exclusiveMinimum", "multipleOf", "pattern", "items", "prefixItems", "maxItems", "uniqueItems", "contains", "maxContains",
-    "minContains", "properties", "patternProperties", "additionalProperties", "minProperties", "propertyNames", "dependentRequired",
-    "dependentSchemas", "allOf", "anyOf", "oneOf", "not", "if", "unevaluatedProperties", "unevaluatedItems",
-]  # fmt: skip
-NAMES = [{"pattern": "^a"}, {"maxLength": 1}, {"enum": ["a", "b"]}, {"minLength": 2}, {"const": "a"}, {"not": {"const": "b"}}]
-TYPES = ["null", "boolean", "number", "integer", "string", "array", "object", ["string", "object"], ["array", "integer"]]
+    *SCALAR,
+    "exclusiveMinimum",
+    "multipleOf",
+    "pattern",
+    "items",
+    "prefixItems",
+    "maxItems",
+    "uniqueItems",
+    "contains",
+    "maxContains",
+    "minContains",
+    "properties",
+    "patternProperties",
+    "additionalProperties",
+    "minProperties",
+    "propertyNames",
+    "dependentRequired",
+    "dependentSchemas",
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "not",
+    "if",
+    "unevaluatedProperties",
+    "unevaluatedItems",
+]
+NAMES = [
+    {"pattern": "^a"},
+    {"maxLength": 1},
+    {"enum": ["a", "b"]},
+    {"minLength": 2},
+    {"const": "a"},
+    {"not": {"const": "b"}},
+]
+TYPES = [
+    "null",
+    "boolean",
+    "number",
+    "integer",
+    "string",
+    "array",
+    "object",
+    ["string", "object"],
+    ["array", "integer"],
+]
 
 
 def value(draw: random.Random, depth: int = 0):
     """A small JSON value."""
     kind = draw.randrange(8 if depth < 3 else 5)
     if kind < 5:
-        return [None, True, False, draw.choice([0, 1, 2, -1, 1.5, 3, 10, 0.25, 7]), draw.choice(["", "a", "ab", "b", "abc", "é", "x y"])][kind]
+        return [
+            None,
+            True,
+            False,
+            draw.choice([0, 1, 2, -1, 1.5, 3, 10, 0.25, 7]),
+            draw.choice(["", "a", "ab", "b", "abc", "é", "x y"]),
+        ][kind]
     if kind == 5:
         return [value(draw, depth + 1) for _ in range(draw.randrange(4))]
     return {k: value(draw, depth + 1) for k in draw.sample(KEYS, draw.randrange(4))}
@@ -66,7 +122,14 @@ def schema(draw: random.Random, depth: int = 0):
             found.setdefault("contains", inner())
         elif k == "pattern":  # without the dot, which Python reads otherwise
             found[k] = draw.choice(["a", "^a", "b$", "^[ab]*$", "^a?b"])
-        elif k in ("items", "contains", "additionalProperties", "not", "unevaluatedProperties", "unevaluatedItems"):
+        elif k in (
+            "items",
+            "contains",
+            "additionalProperties",
+            "not",
+            "unevaluatedProperties",
+            "unevaluatedItems",
+        ):
             found[k] = inner()
         elif k == "propertyNames":
             found[k] = draw.choice(NAMES)
@@ -131,7 +194,9 @@ def check_schema(seed: int, counts: collections.Counter) -> None:
                 assert allowed or m.is_complete(), (seed, s, m.text)
                 if m.is_complete() and (not allowed or draw.random() < 0.3):
                     break
-                m.accept(draw.choice([b for b in allowed if chr(b) in '"{}[],:abc0123tfnulrase'] or list(allowed)))
+                m.accept(
+                    draw.choice([b for b in allowed if chr(b) in '"{}[],:abc0123tfnulrase'] or list(allowed))
+                )
         except G.BudgetError:
             counts["too many readings"] += 1
             continue
@@ -140,7 +205,41 @@ def check_schema(seed: int, counts: collections.Counter) -> None:
             assert valid(json.loads(m.text)) is not False, (seed, s, m.text)
 
 
-PIECES = ["a", "b", '"x"', "[a-z]", "(", ")", "|", "*", "+", "?", "{2,3}", "::=", "\n", "root", "expr", " ", "/a+/", "%ignore ", "start: ", "\\d", "^", "$", "(?!", "\\", "\x00", "é", "{", "}", "%json ", ";", "[", "]", "-"]  # fmt: skip
+PIECES = [
+    "a",
+    "b",
+    '"x"',
+    "[a-z]",
+    "(",
+    ")",
+    "|",
+    "*",
+    "+",
+    "?",
+    "{2,3}",
+    "::=",
+    "\n",
+    "root",
+    "expr",
+    " ",
+    "/a+/",
+    "%ignore ",
+    "start: ",
+    "\\d",
+    "^",
+    "$",
+    "(?!",
+    "\\",
+    "\x00",
+    "é",
+    "{",
+    "}",
+    "%json ",
+    ";",
+    "[",
+    "]",
+    "-",
+]
 
 
 def check_source(seed: int, counts: collections.Counter) -> None:
@@ -184,7 +283,9 @@ def main() -> None:
     arguments = parser.parse_args()
     counts = run(60 * arguments.minutes, arguments.seed)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(dict(counts), f"peak memory {peak} MiB, languages {byte_vocabulary().native.language_bytes >> 20} MiB")
+    print(
+        dict(counts), f"peak memory {peak} MiB, languages {byte_vocabulary().native.language_bytes >> 20} MiB"
+    )
 
 
 if __name__ == "__main__":

@@ -14,39 +14,120 @@ from .engine import END, byte_vocabulary
 #: Bytes, and tokens that cross the borders of lexemes.
 TOKENS = [bytes((b,)) for b in range(256)]
 CROSSING = [
-    b'{"', b'":', b'": ', b'", "', b'","', b'"}', b'"}}', b'"]', b"]}", b"ab", b"aab", b'ab"', b'b":', b"true", b"null}",
-    b"12", b"1,", b"0.5", b"1e5", b"  ", b"\n\n", b" \t\n", b' "', b' "ab', b'\n"', b', "a', b"\\u00", b"\\n", b'\\"', b"\\ba", b"\\b", b" \\", b"61", b"00", b"a\\",
-    b"\xc3\xa9", b"\xc3", b"\xa9a", b"\xe2\x82\xac", b"1+", b"+1", b"(1", b"<f=", b"a <f", b"ab",
-]  # fmt: skip
+    b'{"',
+    b'":',
+    b'": ',
+    b'", "',
+    b'","',
+    b'"}',
+    b'"}}',
+    b'"]',
+    b"]}",
+    b"ab",
+    b"aab",
+    b'ab"',
+    b'b":',
+    b"true",
+    b"null}",
+    b"12",
+    b"1,",
+    b"0.5",
+    b"1e5",
+    b"  ",
+    b"\n\n",
+    b" \t\n",
+    b' "',
+    b' "ab',
+    b'\n"',
+    b', "a',
+    b"\\u00",
+    b"\\n",
+    b'\\"',
+    b"\\ba",
+    b"\\b",
+    b" \\",
+    b"61",
+    b"00",
+    b"a\\",
+    b"\xc3\xa9",
+    b"\xc3",
+    b"\xa9a",
+    b"\xe2\x82\xac",
+    b"1+",
+    b"+1",
+    b"(1",
+    b"<f=",
+    b"a <f",
+    b"ab",
+]
 EOS = len(TOKENS) + len(CROSSING)
 SCHEMAS = [
     True,
-    {"type": "object", "properties": {"ab": {"enum": ["ab", 1]}, "a": {"type": "string", "maxLength": 3}}, "required": ["a"]},
-    {"type": "object", "properties": {"a": {}, "b": {}}, "additionalProperties": False, "minProperties": 1, "maxProperties": 1},
+    {
+        "type": "object",
+        "properties": {"ab": {"enum": ["ab", 1]}, "a": {"type": "string", "maxLength": 3}},
+        "required": ["a"],
+    },
+    {
+        "type": "object",
+        "properties": {"a": {}, "b": {}},
+        "additionalProperties": False,
+        "minProperties": 1,
+        "maxProperties": 1,
+    },
     {"type": "array", "uniqueItems": True, "items": {"type": "string", "pattern": "^a*b?$"}},
     {"type": "array", "uniqueItems": True, "items": {"type": "integer", "minimum": 0, "maximum": 12}},
-    {"type": "array", "uniqueItems": True, "items": {"type": "object", "properties": {"a": {"const": 1}, "ab": False}, "propertyNames": {"pattern": "^[ab]"}}},
+    {
+        "type": "array",
+        "uniqueItems": True,
+        "items": {
+            "type": "object",
+            "properties": {"a": {"const": 1}, "ab": False},
+            "propertyNames": {"pattern": "^[ab]"},
+        },
+    },
     {"type": "array", "uniqueItems": True, "items": {"type": "array", "items": {"enum": [1, "ab"]}}},
-    {"type": "object", "patternProperties": {"^a": {"type": "integer"}}, "additionalProperties": {"type": "boolean"}, "minProperties": 2},
+    {
+        "type": "object",
+        "patternProperties": {"^a": {"type": "integer"}},
+        "additionalProperties": {"type": "boolean"},
+        "minProperties": 2,
+    },
     {"type": "string", "pattern": "^(ab|true)*$", "minLength": 3, "maxLength": 6},
     {"type": "string", "minLength": 2, "maxLength": 4},
     {"type": "string", "minLength": 1, "maxLength": 1},
     {"type": "string", "pattern": "[0-9]{3}", "minLength": 3, "maxLength": 3},
     {"type": "string", "pattern": "^(\\S+\\s+){0,3}\\S+$", "maxLength": 9},
     {"not": {"properties": {"a": {"type": "integer"}}}},
-    {"type": "array", "contains": {"const": 1}, "maxContains": 1, "items": {"type": "integer", "maximum": 12}},
-    {"oneOf": [{"required": ["a"]}, {"required": ["b"]}], "type": "object", "additionalProperties": {"type": "number"}},
-    {"$ref": "#/$defs/n", "$defs": {"n": {"type": "object", "properties": {"a": {"$ref": "#/$defs/n"}, "b": {"type": "null"}}}}},
+    {
+        "type": "array",
+        "contains": {"const": 1},
+        "maxContains": 1,
+        "items": {"type": "integer", "maximum": 12},
+    },
+    {
+        "oneOf": [{"required": ["a"]}, {"required": ["b"]}],
+        "type": "object",
+        "additionalProperties": {"type": "number"},
+    },
+    {
+        "$ref": "#/$defs/n",
+        "$defs": {"n": {"type": "object", "properties": {"a": {"$ref": "#/$defs/n"}, "b": {"type": "null"}}}},
+    },
     {"type": "object", "propertyNames": {"enum": ["a", "ab", "b"]}, "maxProperties": 2},
     {"type": "number", "minimum": -1.5, "exclusiveMaximum": 12, "multipleOf": 0.25},
     {"enum": [{"a": [1, "ab"]}, "ab", 12, None]},
-]  # fmt: skip
+]
 EBNF = 'root ::= expr\nexpr ::= expr "+" term | term\nterm ::= [0-9]+ | "(" expr ")"'
 LARK = 'start: expr\nexpr: expr "+" NUMBER | NUMBER\n%import common.NUMBER\n%import common.WS\n%ignore WS\n'
 TAGS = [
-    {"begin": "<f=a>", "schema": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}, "end": "</f>"},
+    {
+        "begin": "<f=a>",
+        "schema": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+        "end": "</f>",
+    },
     {"begin": "<f=b>", "schema": {"type": "array"}, "end": "</f>"},
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +174,26 @@ def test_masks_are_what_accept_says(vocab):
 
 
 def test_trees_batches_and_jumps(vocab):
-    grammar = G.compile_json_schema({"type": "object", "properties": {"ab": {"const": "true"}}, "required": ["ab"], "additionalProperties": False}, vocab, whitespace="none")  # fmt: skip
+    grammar = G.compile_json_schema(
+        {
+            "type": "object",
+            "properties": {"ab": {"const": "true"}},
+            "required": ["ab"],
+            "additionalProperties": False,
+        },
+        vocab,
+        whitespace="none",
+    )
     m = grammar.matcher()
     assert m.jump_forward() == b'{"ab":"true"}'
-    tokens = [vocab_id(b'{"'), vocab_id(b"ab"), vocab_id(b'ab"'), vocab_id(b'"'), vocab_id(b"true"), vocab_id(b":")]
+    tokens = [
+        vocab_id(b'{"'),
+        vocab_id(b"ab"),
+        vocab_id(b'ab"'),
+        vocab_id(b'"'),
+        vocab_id(b"true"),
+        vocab_id(b":"),
+    ]
     parents = [-1, 0, 0, 1, -1, 2]
     rows = vocab.masks(len(tokens))
     m.fill_tree(parents, tokens, rows)
@@ -132,14 +229,20 @@ def vocab_id(token):
 def test_after_the_end(vocab):
     m = G.compile_regex("ab", vocab).matcher()
     assert not m.accept(EOS)
-    assert m.accept_bytes(b"ab") and m.is_complete() and not m.is_done()
-    assert m.accept(EOS) and m.is_done()
-    assert not m.accept(EOS) and not m.accept(97) and not m.accept_bytes(b"a")
+    assert m.accept_bytes(b"ab")
+    assert m.is_complete()
+    assert not m.is_done()
+    assert m.accept(EOS)
+    assert m.is_done()
+    assert not m.accept(EOS)
+    assert not m.accept(97)
+    assert not m.accept_bytes(b"a")
     mask = vocab.masks()[0]
     m.fill(mask)
     assert bits(vocab, mask).nonzero()[0].tolist() == [EOS]
     m.rollback(2)
-    assert m.text == b"" and not m.is_done()
+    assert m.text == b""
+    assert not m.is_done()
 
 
 def test_refusals(vocab):
@@ -149,15 +252,25 @@ def test_refusals(vocab):
             m.accept(token)
     with pytest.raises(IndexError, match="can't take back 1"):
         m.rollback(1)
-    for mask in (torch.zeros(vocab.words + 1, dtype=torch.int32), torch.zeros(vocab.words, dtype=torch.int64),
-                 np.zeros(vocab.words - 1, np.int32), torch.zeros(vocab.words * 2, dtype=torch.int32)[::2]):  # fmt: skip
+    for mask in (
+        torch.zeros(vocab.words + 1, dtype=torch.int32),
+        torch.zeros(vocab.words, dtype=torch.int64),
+        np.zeros(vocab.words - 1, np.int32),
+        torch.zeros(vocab.words * 2, dtype=torch.int32)[::2],
+    ):
         with pytest.raises(ValueError, match="mask"):
             m.fill(mask)
     with pytest.raises(ValueError, match="one matcher stands in two rows"):
         G.fill_batch([m, m], vocab.masks(2))
     with pytest.raises(ValueError, match="parents"):
         m.fill_tree([0], [1], vocab.masks(1))
-    for tokens, eos, width in (([], [0], None), ([b"a"], [], None), ([b"a"], [1], None), ([b"a", b""], [1], 1), ([b"", b""], [1], None)):
+    for tokens, eos, width in (
+        ([], [0], None),
+        ([b"a"], [], None),
+        ([b"a"], [1], None),
+        ([b"a", b""], [1], 1),
+        ([b"", b""], [1], None),
+    ):
         with pytest.raises(ValueError, match="Vocabulary"):
             G.Vocabulary(tokens, eos, width=width)
     with pytest.raises(TypeError, match="bytes"):
@@ -192,7 +305,8 @@ def test_refusals(vocab):
 def test_schemas_that_are_refused(schema, keyword):
     with pytest.raises(G.GrammarError) as caught:
         G.compile_json_schema(schema, byte_vocabulary())
-    assert caught.value.keyword == keyword and caught.value.reason
+    assert caught.value.keyword == keyword
+    assert caught.value.reason
 
 
 def test_bounds_hold():
@@ -203,7 +317,16 @@ def test_bounds_hold():
         G.compile_json_schema(deep, byte_vocabulary())
     with pytest.raises(G.GrammarError):
         G.compile_json_schema("[" * 100000, byte_vocabulary())
-    many = {"allOf": [{"anyOf": [{"properties": {f"p{i}{j}": {"type": "null"}}, "required": [f"p{i}{j}"]} for j in range(6)]} for i in range(6)]}
+    many = {
+        "allOf": [
+            {
+                "anyOf": [
+                    {"properties": {f"p{i}{j}": {"type": "null"}}, "required": [f"p{i}{j}"]} for j in range(6)
+                ]
+            }
+            for i in range(6)
+        ]
+    }
     with pytest.raises(G.BudgetError):
         G.compile_json_schema(many, byte_vocabulary(), timeout=1.0)
 
@@ -213,9 +336,12 @@ def test_many_grammars_stay_within_memory():
     vocab = G.Vocabulary([*TOKENS, b""], [END], cache_bytes=1 << 20)
     kept = []
     for i in range(300):
-        g = G.compile_json_schema({"type": "string", "pattern": f"^(a|b{i})*(x{{{i % 7}}}y|z)+{i}$", "maxLength": 40}, vocab)
+        g = G.compile_json_schema(
+            {"type": "string", "pattern": f"^(a|b{i})*(x{{{i % 7}}}y|z)+{i}$", "maxLength": 40}, vocab
+        )
         if i % 100 == 0:
             kept.append((i, g))
     for i, g in kept:
-        assert g.accepts(f'"az{i}"') and not g.accepts(f'"a{i}"')
+        assert g.accepts(f'"az{i}"')
+        assert not g.accepts(f'"a{i}"')
     assert vocab.native.language_bytes < 100 << 20

@@ -28,12 +28,20 @@ REMOTES = {
 }
 #: Groups that are compiled and judged otherwise than the suite does, and why.
 _REASONS = {
-    ("optional/float-overflow", "all integers are multiples of 0.5, if overflow is handled"): "integers have no exponent",
-    ("optional/format/ecmascript-regex", "ECMA 262 named groups and backreferences are valid"): "format regex: no back-references",
+    (
+        "optional/float-overflow",
+        "all integers are multiples of 0.5, if overflow is handled",
+    ): "integers have no exponent",
+    (
+        "optional/format/ecmascript-regex",
+        "ECMA 262 named groups and backreferences are valid",
+    ): "format regex: no back-references",
     ("optional/format/hostname", "validation of A-label (punycode) host names"): "A-labels are left out",
     ("optional/format/idn-hostname", "validation of internationalized host names"): "A-labels are left out",
 }
-EXCEPTIONS: dict[tuple[str, str, str], str] = {(d, *which): why for d in DRAFTS for which, why in _REASONS.items()}
+EXCEPTIONS: dict[tuple[str, str, str], str] = {
+    (d, *which): why for d in DRAFTS for which, why in _REASONS.items()
+}
 
 
 @functools.cache

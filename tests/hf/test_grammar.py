@@ -12,10 +12,13 @@ TEXT = '{}[]",:-.+eE0123456789abcdefghijklmnopqrstuvwxyz _\\/\n'
 EOS = 2
 SCHEMA = {
     "type": "object",
-    "properties": {"a": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "maxItems": 3}, "b": {"enum": ["yes", "no"]}},
+    "properties": {
+        "a": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "maxItems": 3},
+        "b": {"enum": ["yes", "no"]},
+    },
     "required": ["b"],
     "additionalProperties": False,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,15 @@ def texts(vocab, out, prompts):
         yield b"".join(vocab.token(t) for t in ids), EOS in row
 
 
-@pytest.mark.parametrize("how", [{"do_sample": False}, {"do_sample": True}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"do_sample": False},
+        {"do_sample": True},
+        {"num_beams": 3},
+        {"do_sample": True, "num_return_sequences": 2},
+    ],
+)
 def test_texts_are_in_the_language(model, vocab, prompts, how):
     grammar = G.compile_json_schema(SCHEMA, vocab, whitespace="none")
     torch.manual_seed(0)
@@ -50,7 +61,9 @@ def test_texts_are_in_the_language(model, vocab, prompts, how):
 def test_a_grammar_for_each_row(model, vocab, prompts):
     count = len(prompts["input_ids"])
     grammars = [G.compile_regex("[ab]{3}", vocab), None, G.compile_regex("(12)+", vocab)] * count
-    out = model.generate(**prompts, max_new_tokens=6, do_sample=False, logits_processor=[G.GrammarProcessor(grammars[:count])])
+    out = model.generate(
+        **prompts, max_new_tokens=6, do_sample=False, logits_processor=[G.GrammarProcessor(grammars[:count])]
+    )
     plain = model.generate(**prompts, max_new_tokens=6, do_sample=False)
     for i, (text, ended) in enumerate(texts(vocab, out, prompts)):
         if grammars[i] is None:
@@ -67,7 +80,9 @@ def test_speculation_gives_the_same_tokens(model, vocab, prompts, draft):
     grammar = G.compile_json_schema(SCHEMA, vocab, whitespace="none")
     how = {"max_new_tokens": 30, "do_sample": False}
     expected = model.generate(**prompts, **how, logits_processor=[G.GrammarProcessor(grammar)])
-    with tokops.patch(model, Speculate(draft, nodes=9) if draft == "early_exit" else Speculate(draft), page_size=4):
+    with tokops.patch(
+        model, Speculate(draft, nodes=9) if draft == "early_exit" else Speculate(draft), page_size=4
+    ):
         got = model.generate(**prompts, **how, logits_processor=[G.GrammarProcessor(grammar)])
     assert list(texts(vocab, got, prompts)) == list(texts(vocab, expected, prompts))
 

@@ -1,12 +1,12 @@
 #include "compact.h"
 
-#include "text.h"
-
 #include <algorithm>
 #include <array>
 #include <climits>
 #include <deque>
 #include <unordered_map>
+
+#include "text.h"
 
 namespace tokops::grammar {
 
@@ -54,7 +54,8 @@ std::vector<uint8_t> useful(Langs& langs, const Explored& e) {
   for (size_t i = 0; i < n; ++i) {
     int32_t last = -1;
     for (int b = 0; b < 256; ++b)
-      if (const int32_t t = e.next[i][size_t(b)]; t >= 0 && t != last) back[size_t(last = t)].push_back(int32_t(i));
+      if (const int32_t t = e.next[i][size_t(b)]; t >= 0 && t != last)
+        back[size_t(last = t)].push_back(int32_t(i));
   }
   std::vector<uint8_t> live(n, 0);
   std::vector<int32_t> todo;
@@ -78,7 +79,8 @@ std::vector<uint8_t> useful(Langs& langs, const Explored& e) {
 }  // namespace
 
 Lang compact(Langs& langs, Lang lang, int32_t most) {
-  if (lang == kNothing || lang == kEmptyWord || lang == langs.text() || lang == langs.any_bytes()) return lang;
+  if (lang == kNothing || lang == kEmptyWord || lang == langs.text() || lang == langs.any_bytes())
+    return lang;
   const std::string name = "compact:" + std::to_string(lang);
   if (const auto known = langs.named(name)) return *known;
   Explored e;
@@ -101,7 +103,8 @@ Lang compact(Langs& langs, Lang lang, int32_t most) {
         if (group[i] < 0) continue;
         dfa->accepting[size_t(group[i])] = langs.accepts(e.states[i]);
         for (int b = 0; b < 256; ++b)
-          if (const int32_t t = e.next[i][size_t(b)]; t >= 0 && group[size_t(t)] >= 0) dfa->targets[size_t(group[i]) * 256 + size_t(b)] = group[size_t(t)];
+          if (const int32_t t = e.next[i][size_t(b)]; t >= 0 && group[size_t(t)] >= 0)
+            dfa->targets[size_t(group[i]) * 256 + size_t(b)] = group[size_t(t)];
       }
       result = langs.dfa(std::move(dfa), group[0]);
     }
@@ -140,8 +143,10 @@ int32_t fewest_chars(Langs& langs, Lang lang) {
       const auto [at, fresh] = best.try_emplace(n, d + cost);
       if (!fresh && at->second <= d + cost) continue;
       at->second = d + cost;
-      if (cost) todo.emplace_back(n, d + cost);
-      else todo.emplace_front(n, d);
+      if (cost)
+        todo.emplace_back(n, d + cost);
+      else
+        todo.emplace_front(n, d);
     }
   }
   if (found < 0) found = std::max(0, langs.lengths(lang).shortest);
@@ -153,12 +158,15 @@ int32_t fewest_chars(Langs& langs, Lang lang) {
 
 int32_t fewest_after_escape(Langs& langs, Lang lang, uint32_t escape) {
   constexpr int32_t kNone = INT32_MAX;
-  const auto after = [&](Lang q) { return q != kNothing && langs.alive(q) ? 1 + fewest_chars(langs, q) : kNone; };
+  const auto after = [&](Lang q) {
+    return q != kNothing && langs.alive(q) ? 1 + fewest_chars(langs, q) : kNone;
+  };
   const EscapeRange range = escape_range(escape);
   int32_t best = kNone;
   if (range.low == 0 && range.high == 0x10ffff) {
     if (lang == langs.text()) return 1;
-    if (const int32_t n = fewest_chars(langs, lang); n > 0) return n;  // the next character of the shortest word
+    if (const int32_t n = fewest_chars(langs, lang); n > 0)
+      return n;  // the next character of the shortest word
     // Any character at all.
     const auto walk = [&](auto&& self, Lang q, int more) -> void {
       if (q == kNothing) return;
@@ -175,8 +183,10 @@ int32_t fewest_after_escape(Langs& langs, Lang lang, uint32_t escape) {
         self(self, langs.step(q, uint8_t(b)), more - 1);
       }
     };
-    for (int b = 0; b < 0x80 && best > 1; ++b) best = std::min(best, after(langs.step(lang, uint8_t(b))));
-    for (int b = 0xc2; b < 0xf5 && best > 1; ++b) walk(walk, langs.step(lang, uint8_t(b)), b < 0xe0 ? 1 : b < 0xf0 ? 2 : 3);
+    for (int b = 0; b < 0x80 && best > 1; ++b)
+      best = std::min(best, after(langs.step(lang, uint8_t(b))));
+    for (int b = 0xc2; b < 0xf5 && best > 1; ++b)
+      walk(walk, langs.step(lang, uint8_t(b)), b < 0xe0 ? 1 : b < 0xf0 ? 2 : 3);
     return best;
   }
   for (uint32_t p = range.low; p <= range.high && best > 1; ++p) {
@@ -211,7 +221,8 @@ bool evenly_long(Langs& langs, Lang lang, int32_t most) {
       for (int b = 0; b < 256; ++b)
         if (const int32_t t = e.next[i][size_t(b)]; t >= 0 && live[size_t(t)]) {
           const std::pair<int32_t, int32_t> edge{int32_t(i), (b & 0xc0) != 0x80};
-          if (back[size_t(t)].empty() || back[size_t(t)].back() != edge) back[size_t(t)].push_back(edge);
+          if (back[size_t(t)].empty() || back[size_t(t)].back() != edge)
+            back[size_t(t)].push_back(edge);
         }
     std::deque<std::pair<int32_t, bool>> todo;
     const auto lower = [&](int32_t i, bool loop, int32_t d, bool front) {
@@ -221,8 +232,10 @@ bool evenly_long(Langs& langs, Lang lang, int32_t most) {
         auto& best = (as ? looping : fewest)[size_t(i)];
         if (d < best) {
           best = d;
-          if (front) todo.emplace_front(i, as);
-          else todo.emplace_back(i, as);
+          if (front)
+            todo.emplace_front(i, as);
+          else
+            todo.emplace_back(i, as);
         }
       }
     };

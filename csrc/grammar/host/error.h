@@ -10,8 +10,11 @@ namespace tokops::grammar {
 struct GrammarError : std::runtime_error {
   std::string keyword, pointer, reason;
   GrammarError(std::string keyword_, std::string pointer_, std::string reason_)
-      : std::runtime_error(keyword_ + " at " + (pointer_.empty() ? "the root" : pointer_) + ": " + reason_),
-        keyword(std::move(keyword_)), pointer(std::move(pointer_)), reason(std::move(reason_)) {}
+      : std::runtime_error(keyword_ + " at " + (pointer_.empty() ? "the root" : pointer_) + ": " +
+                           reason_),
+        keyword(std::move(keyword_)),
+        pointer(std::move(pointer_)),
+        reason(std::move(reason_)) {}
 };
 
 // A bound on memory, states, alternatives or time was passed. keyword is the bound's name.

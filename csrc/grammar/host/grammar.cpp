@@ -1,7 +1,6 @@
 // Grammars: rules as states with edges.
-#include "matcher.h"
-
 #include "compact.h"
+#include "matcher.h"
 
 namespace tokops::grammar {
 
@@ -17,14 +16,19 @@ void Grammar::options_of(const Schema& s) {
   warnings_.insert(warnings_.end(), s.warnings().begin(), s.warnings().end());
 }
 
-Grammar::Grammar(std::shared_ptr<Vocabulary> v, std::shared_ptr<Lexemes> l, std::shared_ptr<Schema> s)
+Grammar::Grammar(std::shared_ptr<Vocabulary> v, std::shared_ptr<Lexemes> l,
+                 std::shared_ptr<Schema> s)
     : vocabulary_(std::move(v)), lexemes_(std::move(l)) {
   schemas_.push_back(std::move(s));
   options_of(*schemas_[0]);
 }
 
-Grammar::Grammar(std::shared_ptr<Vocabulary> v, std::shared_ptr<Lexemes> l, const Rules& rules, std::vector<std::shared_ptr<Schema>> schemas)
-    : vocabulary_(std::move(v)), lexemes_(std::move(l)), schemas_(std::move(schemas)), warnings_(rules.warnings) {
+Grammar::Grammar(std::shared_ptr<Vocabulary> v, std::shared_ptr<Lexemes> l, const Rules& rules,
+                 std::vector<std::shared_ptr<Schema>> schemas)
+    : vocabulary_(std::move(v)),
+      lexemes_(std::move(l)),
+      schemas_(std::move(schemas)),
+      warnings_(rules.warnings) {
   for (const auto& s : schemas_) options_of(*s);
   for (size_t r = 0; r < rules.rules.size(); ++r) {
     starts_.push_back(int32_t(states_.size()));
@@ -38,7 +42,8 @@ Grammar::Grammar(std::shared_ptr<Vocabulary> v, std::shared_ptr<Lexemes> l, cons
         // Shared prefixes of alternatives are one path.
         int32_t next = -1;
         for (const Edge& e : states_[size_t(at)].edges)
-          if (e.symbol.kind == symbol.kind && e.symbol.id == symbol.id && e.next != at) next = e.next;
+          if (e.symbol.kind == symbol.kind && e.symbol.id == symbol.id && e.next != at)
+            next = e.next;
         if (next < 0) {
           next = int32_t(states_.size());
           states_.emplace_back();

@@ -10,9 +10,9 @@ namespace tokops::grammar {
 struct Json {
   enum Kind : uint8_t { kNull, kFalse, kTrue, kNumber, kString, kArray, kObject };
   Kind kind = kNull;
-  std::string text;                // of a number, as it is written; of a string, its content in UTF-8
-  std::vector<Json> items;         // of an array; the values of an object
-  std::vector<std::string> keys;   // of an object, beside items
+  std::string text;         // of a number, as it is written; of a string, its content in UTF-8
+  std::vector<Json> items;  // of an array; the values of an object
+  std::vector<std::string> keys;  // of an object, beside items
 
   const Json* find(std::string_view key) const {
     if (kind != kObject) return nullptr;

@@ -1,5 +1,5 @@
-// Masks: which tokens can follow. Tokens are walked as a tree of bytes; where the text is inside a string, a
-// number or another lexeme, what most tokens do there is looked up in a record instead.
+// Masks: which tokens can follow. Tokens are walked as a tree of bytes; where the text is inside a
+// string, a number or another lexeme, what most tokens do there is looked up in a record instead.
 #include <cstring>
 
 #include "compact.h"
@@ -16,7 +16,8 @@ constexpr int32_t kSmall = 16;  // nodes that are walked rather than looked up
 
 class MaskFiller {
  public:
-  MaskFiller(Matcher& m, uint32_t* mask) : m_(m), v_(*m.grammar().vocabulary()), langs_(m.grammar().langs()), mask_(mask) {}
+  MaskFiller(Matcher& m, uint32_t* mask)
+      : m_(m), v_(*m.grammar().vocabulary()), langs_(m.grammar().langs()), mask_(mask) {}
 
   void run() {
     words_ = v_.words();
@@ -41,7 +42,8 @@ class MaskFiller {
   uint32_t* mask_;
   int32_t words_ = 0;
   bool blank_ = false;  // nothing has been written yet
-  std::vector<int32_t> verify_;  // tokens that end an item of a unique array after a record's lexeme: accept decides
+  std::vector<int32_t>
+      verify_;  // tokens that end an item of a unique array after a record's lexeme: accept decides
 
   void start() {
     if (!blank_) return;
@@ -71,11 +73,16 @@ class MaskFiller {
   }
   bool has_record(const Config& c) const {
     switch (c.phase) {
-      case Phase::kString: return c.escape == 0 && (!unique_item(c) || c.lang == langs_.text());
-      case Phase::kNumber: return !unique_item(c);
-      case Phase::kOtherKey: return c.escape == 0 && (c.lang == langs_.text() || evenly_long(langs_, c.lang));
-      case Phase::kRule: return true;
-      default: return false;
+      case Phase::kString:
+        return c.escape == 0 && (!unique_item(c) || c.lang == langs_.text());
+      case Phase::kNumber:
+        return !unique_item(c);
+      case Phase::kOtherKey:
+        return c.escape == 0 && (c.lang == langs_.text() || evenly_long(langs_, c.lang));
+      case Phase::kRule:
+        return true;
+      default:
+        return false;
     }
   }
 
@@ -86,8 +93,10 @@ class MaskFiller {
       case Phase::kObjectNext:
       case Phase::kAfterKey:
       case Phase::kArrayOpen:
-      case Phase::kAfterValue: return c.space < m_.grammar().most_space();
-      default: return false;
+      case Phase::kAfterValue:
+        return c.space < m_.grammar().most_space();
+      default:
+        return false;
     }
   }
 
@@ -116,7 +125,8 @@ class MaskFiller {
     end_state();
   }
 
-  // Tokens below a node that begin with whitespace, which configurations may take more of. After it they go on without.
+  // Tokens below a node that begin with whitespace, which configurations may take more of. After it
+  // they go on without.
   void spaces(std::vector<Config>& all, int32_t node) {
     const int32_t limit = m_.grammar().most_space();
     static const ByteSet follow = [] {
@@ -124,7 +134,8 @@ class MaskFiller {
       for (const char b : std::string_view("{}[],:\"-0123456789tfn")) s.add(uint8_t(b));
       return s;
     }();
-    const auto r = m_.grammar().lexemes().record(m_.grammar().space_language(), LexemeKind::kRaw, true, node, &follow);
+    const auto r = m_.grammar().lexemes().record(m_.grammar().space_language(), LexemeKind::kRaw,
+                                                 true, node, &follow);
     if (r->given_up) {
       begin_state();
       for (const Config& c : all) m_.configs_.push_back(c);
@@ -136,7 +147,8 @@ class MaskFiller {
     std::vector<Config> left = all;
     while (!left.empty()) {
       const int32_t most = limit - left[0].space;
-      for (auto at = r->needs.rbegin(); at != r->needs.rend() && at->first <= most; ++at) set(at->second);
+      for (auto at = r->needs.rbegin(); at != r->needs.rend() && at->first <= most; ++at)
+        set(at->second);
       begin_state();
       std::vector<Config> others;
       for (Config c : left) {
@@ -158,7 +170,10 @@ class MaskFiller {
     for (Config& c : all) c.space = uint16_t(limit);
   }
 
-  void begin_state() { m_.marks_.push_back(m_.mark()); m_.entered_.clear(); }
+  void begin_state() {
+    m_.marks_.push_back(m_.mark());
+    m_.entered_.clear();
+  }
   void end_state() { m_.pop(1); }
 
   void walk(int32_t node) {
@@ -181,8 +196,9 @@ class MaskFiller {
     const Grammar& g = m_.grammar();
     bool known = true;
     for (const Config* c = m_.begin(); c != m_.end(); ++c) {
-      const bool spaces = c->phase == Phase::kValue || c->phase == Phase::kObjectOpen || c->phase == Phase::kObjectNext ||
-                          c->phase == Phase::kAfterKey || c->phase == Phase::kArrayOpen || c->phase == Phase::kAfterValue;
+      const bool spaces = c->phase == Phase::kValue || c->phase == Phase::kObjectOpen ||
+                          c->phase == Phase::kObjectNext || c->phase == Phase::kAfterKey ||
+                          c->phase == Phase::kArrayOpen || c->phase == Phase::kAfterValue;
       if (spaces && c->space < g.most_space())
         for (const uint8_t b : {' ', '\t', '\n'})
           if (g.space(b)) s.add(b);
@@ -193,9 +209,15 @@ class MaskFiller {
           for (const char b : std::string_view("\"-0123456789tfn[{")) s.add(uint8_t(b));
           break;
         }
-        case Phase::kObjectOpen: s.add('}'); [[fallthrough]];
-        case Phase::kObjectNext: s.add('"'); break;
-        case Phase::kAfterKey: s.add(':'); break;
+        case Phase::kObjectOpen:
+          s.add('}');
+          [[fallthrough]];
+        case Phase::kObjectNext:
+          s.add('"');
+          break;
+        case Phase::kAfterKey:
+          s.add(':');
+          break;
         case Phase::kAfterValue:
           s.add(',');
           s.add(m_.frame(c->frame).kind == Frame::kObject ? '}' : ']');
@@ -208,11 +230,15 @@ class MaskFiller {
           s.add('"');
           s.add('\\');
           const ObjectShape& shape = object_of(m_.frame(c->frame));
-          for (int32_t k = shape.tree[size_t(c->id)].first_child; k >= 0; k = shape.tree[size_t(k)].next) s.add(shape.tree[size_t(k)].byte);
+          for (int32_t k = shape.tree[size_t(c->id)].first_child; k >= 0;
+               k = shape.tree[size_t(k)].next)
+            s.add(shape.tree[size_t(k)].byte);
           break;
         }
-        case Phase::kDone: break;
-        default: known = false;
+        case Phase::kDone:
+          break;
+        default:
+          known = false;
       }
     }
     return known;
@@ -221,7 +247,8 @@ class MaskFiller {
   // --- lexemes
 
   void look_up(const std::vector<Config>& all, int32_t node) {
-    // Keys of classes clear what they may not hold, so that each is worked out before the others are added.
+    // Keys of classes clear what they may not hold, so that each is worked out before the others
+    // are added.
     std::vector<uint32_t> before;
     for (const Config& c : all) {
       if (c.phase != Phase::kOtherKey && !unique_item(c)) continue;
@@ -256,7 +283,8 @@ class MaskFiller {
       follow = first_bytes();
       end_state();
     }
-    const auto r = m_.grammar().lexemes().record(c.lang, raw ? LexemeKind::kRaw : LexemeKind::kText, bounds != nullptr, node,
+    const auto r = m_.grammar().lexemes().record(c.lang, raw ? LexemeKind::kRaw : LexemeKind::kText,
+                                                 bounds != nullptr, node,
                                                  c.phase == Phase::kRule ? &follow : nullptr);
     if (r->given_up) {
       start();
@@ -271,7 +299,8 @@ class MaskFiller {
     } else {
       inside(*r, c, bounds);
       start();
-      if (!r->closing_mask.words.empty() && r->inside.words.empty() && all) merge(r->closing_mask);
+      if (!r->closing_mask.words.empty() && r->inside.words.empty() && all)
+        merge(r->closing_mask);
       else
         for (const Record::Ending& e : r->closing)
           if (e.chars >= fewest && e.chars <= most) set(e.token);
@@ -285,8 +314,10 @@ class MaskFiller {
       m_.unknown_item_ = false;
       end_state();
     }
-    if (c.phase == Phase::kOtherKey) remove_taken(c, node);
-    else if (c.phase == Phase::kString && unique_item(c)) remove_items(c, node);
+    if (c.phase == Phase::kOtherKey)
+      remove_taken(c, node);
+    else if (c.phase == Phase::kString && unique_item(c))
+      remove_items(c, node);
   }
 
   // Bytes that the present state may take; some may turn out to be refused.
@@ -304,14 +335,16 @@ class MaskFiller {
         if (takes) s.add(uint8_t(b));
       }
     }
-    // Others that quick_bytes doesn't know are inside strings and keys, where no lexeme of a rule ends.
+    // Others that quick_bytes doesn't know are inside strings and keys, where no lexeme of a rule
+    // ends.
     return s;
   }
 
   void inside(Record& r, const Config& c, const Strings* bounds) {
     const int32_t most = bounds && bounds->longest >= 0 ? bounds->longest - c.count : INT32_MAX;
     if (!bounds || r.needs.empty() || r.needs.front().first <= most) {
-      if (!r.inside.words.empty()) merge(r.inside);
+      if (!r.inside.words.empty())
+        merge(r.inside);
       else {
         start();
         for (const int32_t t : r.few) set(t);
@@ -320,7 +353,8 @@ class MaskFiller {
     }
     if (r.inside.words.empty()) {
       start();
-      for (auto at = r.needs.rbegin(); at != r.needs.rend() && at->first <= most; ++at) set(at->second);
+      for (auto at = r.needs.rbegin(); at != r.needs.rend() && at->first <= most; ++at)
+        set(at->second);
       return;
     }
     std::shared_ptr<const Mask> within;
@@ -347,18 +381,23 @@ class MaskFiller {
       case Phase::kNumber:
         m_.end_value(c.frame);
         break;
-      case Phase::kRule: m_.enter(c.id, c.frame); break;
+      case Phase::kRule:
+        m_.enter(c.id, c.frame);
+        break;
       case Phase::kOtherKey: {
         const KeyClass& k = object_of(m_.frame(c.frame)).classes[c.index];
-        const std::string unknown = "\xff";  // no key is this; which key it is changes nothing of what follows at once
+        const std::string unknown =
+            "\xff";  // no key is this; which key it is changes nothing of what follows at once
         m_.after_member(c.frame, -1, k.goal_if, k.goal, &unknown);
         break;
       }
-      default: break;
+      default:
+        break;
     }
   }
 
-  // `unchecked`: of the matcher, before the lexeme's end: where it has grown, an item of a unique array has ended.
+  // `unchecked`: of the matcher, before the lexeme's end: where it has grown, an item of a unique
+  // array has ended.
   void rest(const Record& r, int32_t node, int32_t fewest, int32_t most, int64_t unchecked) {
     ByteSet may;
     const bool known = quick_bytes(may);
@@ -384,13 +423,15 @@ class MaskFiller {
     const Frame& f = m_.frame(c.frame);
     const ObjectShape& s = object_of(f);
     const std::string prefix = decode_text(std::string_view(m_.bytes_).substr(size_t(c.start)));
-    auto low = std::lower_bound(s.names.begin(), s.names.end(), prefix, [](const NamedKey& k, const std::string& x) { return k.name < x; });
+    auto low = std::lower_bound(s.names.begin(), s.names.end(), prefix,
+                                [](const NamedKey& k, const std::string& x) { return k.name < x; });
     std::vector<std::string_view> taken;
     for (; low != s.names.end() && low->name.compare(0, prefix.size(), prefix) == 0; ++low)
       taken.push_back(std::string_view(low->name).substr(prefix.size()));
     for (uint32_t i = f.list; i; i = m_.list_[i - 1].next) {
       const std::string& key = m_.list_[i - 1].text;
-      if (key.compare(0, prefix.size(), prefix) == 0) taken.push_back(std::string_view(key).substr(prefix.size()));
+      if (key.compare(0, prefix.size(), prefix) == 0)
+        taken.push_back(std::string_view(key).substr(prefix.size()));
     }
     if (taken.empty()) return;
     std::sort(taken.begin(), taken.end());
@@ -401,11 +442,13 @@ class MaskFiller {
   void remove_items(const Config& c, int32_t node) {
     const Frame& f = m_.frame(c.frame);
     if (!f.list) return;
-    const std::string prefix = "\"" + decode_text(std::string_view(m_.bytes_).substr(size_t(f.start) + 1));
+    const std::string prefix =
+        "\"" + decode_text(std::string_view(m_.bytes_).substr(size_t(f.start) + 1));
     std::vector<std::string_view> taken;
     for (uint32_t i = f.list; i; i = m_.list_[i - 1].next) {
       const std::string& item = m_.list_[i - 1].text;
-      if (item.compare(0, prefix.size(), prefix) == 0) taken.push_back(std::string_view(item).substr(prefix.size()));
+      if (item.compare(0, prefix.size(), prefix) == 0)
+        taken.push_back(std::string_view(item).substr(prefix.size()));
     }
     if (taken.empty()) return;
     std::sort(taken.begin(), taken.end());
@@ -413,7 +456,8 @@ class MaskFiller {
   }
 
   // Tokens below `node`, where `depth` bytes of the words [low, high) have been read.
-  void spell(int32_t node, const std::string_view* low, const std::string_view* high, size_t depth, uint32_t escape, int32_t root) {
+  void spell(int32_t node, const std::string_view* low, const std::string_view* high, size_t depth,
+             uint32_t escape, int32_t root) {
     const int32_t* const ends = v_.ends();
     for (int32_t c = node + 1; c < ends[node]; c = ends[c]) {
       const uint8_t b = v_.bytes()[c];

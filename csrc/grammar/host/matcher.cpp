@@ -52,7 +52,8 @@ void Matcher::start() {
 }
 
 Matcher::Mark Matcher::mark() const {
-  return {uint32_t(configs_.size()), uint32_t(frames_.size()), uint32_t(words_.size()), uint32_t(list_.size()), uint32_t(bytes_.size())};
+  return {uint32_t(configs_.size()), uint32_t(frames_.size()), uint32_t(words_.size()),
+          uint32_t(list_.size()), uint32_t(bytes_.size())};
 }
 
 void Matcher::restore(const Mark& m) {
@@ -68,7 +69,9 @@ void Matcher::add(const Config& c) {
   for (size_t i = first; i < n; ++i)
     if (configs_[i] == c) return;
   if (n - first >= kMostConfigs)
-    throw BudgetError("configurations", "", "the text can be read in more than " + std::to_string(kMostConfigs) + " ways at once");
+    throw BudgetError(
+        "configurations", "",
+        "the text can be read in more than " + std::to_string(kMostConfigs) + " ways at once");
   configs_.push_back(c);
 }
 
@@ -113,14 +116,18 @@ void Matcher::advance(const Config& c, uint8_t b) {
     case Phase::kValue:
       if (!spaced()) begin_value(c, b);
       break;
-    case Phase::kString: string_byte(c, b); break;
+    case Phase::kString:
+      string_byte(c, b);
+      break;
     case Phase::kNumber: {
       const Lang q = langs.step(c.lang, b);
       if (q == kNothing || !langs.alive(q)) break;
       Config next = c;
       next.lang = q;
       const uint32_t parent = c.frame;
-      if (frames_[parent].kind == Frame::kArray && array_of(frames_[parent]).unique && !fresh(next, parent)) break;
+      if (frames_[parent].kind == Frame::kArray && array_of(frames_[parent]).unique &&
+          !fresh(next, parent))
+        break;
       if (q != kEmptyWord) add(next);
       if (langs.accepts(q)) end_value(parent);
       break;
@@ -140,8 +147,10 @@ void Matcher::advance(const Config& c, uint8_t b) {
     case Phase::kObjectOpen:
     case Phase::kObjectNext:
       if (spaced()) break;
-      if (b == '"') begin_key(c.frame);
-      else if (b == '}' && c.phase == Phase::kObjectOpen && object_closes(frames_[c.frame])) end_value(frames_[c.frame].parent);
+      if (b == '"')
+        begin_key(c.frame);
+      else if (b == '}' && c.phase == Phase::kObjectOpen && object_closes(frames_[c.frame]))
+        end_value(frames_[c.frame].parent);
       break;
     case Phase::kKey: {
       const Frame& f = frames_[c.frame];
@@ -158,7 +167,8 @@ void Matcher::advance(const Config& c, uint8_t b) {
       int32_t at = c.id;
       for (int i = 0; i < n && at >= 0; ++i) {
         int32_t child = s.tree[size_t(at)].first_child;
-        while (child >= 0 && s.tree[size_t(child)].byte != uint8_t(out[i])) child = s.tree[size_t(child)].next;
+        while (child >= 0 && s.tree[size_t(child)].byte != uint8_t(out[i]))
+          child = s.tree[size_t(child)].next;
         at = child;
       }
       if (at < 0) break;
@@ -189,7 +199,8 @@ void Matcher::advance(const Config& c, uint8_t b) {
         if (!langs.accepts(c.lang)) break;
         const Frame f = frames_[c.frame];
         const ObjectShape& s = object_of(f);
-        const std::string key = decode_text(std::string_view(bytes_).substr(size_t(c.start), bytes_.size() - 1 - size_t(c.start)));
+        const std::string key = decode_text(
+            std::string_view(bytes_).substr(size_t(c.start), bytes_.size() - 1 - size_t(c.start)));
         if (!is_other_key(f, s, key)) break;
         const KeyClass& k = s.classes[c.index];
         after_member(c.frame, -1, k.goal_if, k.goal, &key);
@@ -199,9 +210,14 @@ void Matcher::advance(const Config& c, uint8_t b) {
       char out[4];
       int n;
       if (!decode_byte(next.escape, b, out, n)) break;
-      for (int i = 0; i < n && next.lang != kNothing; ++i) next.lang = langs.step(next.lang, uint8_t(out[i]));
-      if (next.lang == kNothing || !langs.alive(next.lang) || !escape_viable(langs, next.lang, next.escape)) break;
-      if (next.escape == 0 && next.lang != langs.text() && !langs.infinite(next.lang) && !new_key(next)) break;
+      for (int i = 0; i < n && next.lang != kNothing; ++i)
+        next.lang = langs.step(next.lang, uint8_t(out[i]));
+      if (next.lang == kNothing || !langs.alive(next.lang) ||
+          !escape_viable(langs, next.lang, next.escape))
+        break;
+      if (next.escape == 0 && next.lang != langs.text() && !langs.infinite(next.lang) &&
+          !new_key(next))
+        break;
       add(next);
       break;
     }
@@ -226,7 +242,8 @@ void Matcher::advance(const Config& c, uint8_t b) {
         } else if (b == ',') {
           const ObjectShape& s = object_of(f);
           bool more = any_allowed(f, s, 0, int32_t(s.names.size()));
-          for (int32_t k = 0; k < int32_t(s.classes.size()) && !more; ++k) more = class_allowed(f, s, k);
+          for (int32_t k = 0; k < int32_t(s.classes.size()) && !more; ++k)
+            more = class_allowed(f, s, k);
           if (more) {
             Config next{};
             next.phase = Phase::kObjectNext;
@@ -252,7 +269,8 @@ void Matcher::advance(const Config& c, uint8_t b) {
       if (langs.accepts(q)) enter(c.id, c.frame);
       break;
     }
-    case Phase::kDone: break;
+    case Phase::kDone:
+      break;
   }
 }
 

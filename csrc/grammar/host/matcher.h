@@ -1,10 +1,11 @@
-// A text, byte by byte, against a grammar: every way to read it is one configuration, and each can be
-// completed, so that a byte is allowed exactly where a configuration takes it.
+// A text, byte by byte, against a grammar: every way to read it is one configuration, and each can
+// be completed, so that a byte is allowed exactly where a configuration takes it.
 //
-// A configuration is a lexeme that is being read (a string, a number, a key, the bytes of a rule) or a
-// place between lexemes, on top of a stack of frames: objects with the keys they have, arrays with their
-// items, and calls of rules. Frames are shared between configurations and never changed. Calls of rules
-// form a graph, as in Earley's algorithm: one node for a rule and the place where it starts.
+// A configuration is a lexeme that is being read (a string, a number, a key, the bytes of a rule)
+// or a place between lexemes, on top of a stack of frames: objects with the keys they have, arrays
+// with their items, and calls of rules. Frames are shared between configurations and never changed.
+// Calls of rules form a graph, as in Earley's algorithm: one node for a rule and the place where it
+// starts.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -19,7 +20,8 @@
 
 namespace tokops::grammar {
 
-// A grammar, ready to be matched. Not changed once it is made; matchers on several threads share it.
+// A grammar, ready to be matched. Not changed once it is made; matchers on several threads share
+// it.
 class Grammar {
  public:
   struct Edge {
@@ -32,7 +34,8 @@ class Grammar {
   };
   // One schema alone, or rules (which may hold schemas).
   Grammar(std::shared_ptr<Vocabulary>, std::shared_ptr<Lexemes>, std::shared_ptr<Schema>);
-  Grammar(std::shared_ptr<Vocabulary>, std::shared_ptr<Lexemes>, const Rules&, std::vector<std::shared_ptr<Schema>>);
+  Grammar(std::shared_ptr<Vocabulary>, std::shared_ptr<Lexemes>, const Rules&,
+          std::vector<std::shared_ptr<Schema>>);
 
   const std::shared_ptr<Vocabulary>& vocabulary() const { return vocabulary_; }
   Langs& langs() const { return lexemes_->langs(); }
@@ -80,7 +83,7 @@ enum class Phase : uint8_t {
 struct Config {
   Phase phase;
   uint8_t index = 0;
-  uint16_t space = 0;      // whitespace so far
+  uint16_t space = 0;  // whitespace so far
   int32_t id = 0;
   Lang lang = 0;
   uint32_t escape = 0;
@@ -91,23 +94,35 @@ struct Config {
 };
 
 struct Frame {
-  enum Kind : uint8_t { kRoot, kObject, kArray, kCall, kSchema, kJoin } kind;  // kJoin: a value of several frames
-  bool returned = false;   // kCall: has come to its end where it began
+  enum Kind : uint8_t {
+    kRoot,
+    kObject,
+    kArray,
+    kCall,
+    kSchema,
+    kJoin
+  } kind;                 // kJoin: a value of several frames
+  bool returned = false;  // kCall: has come to its end where it began
   uint16_t schema = 0;
-  uint32_t parent = 0;     // kCall: none
+  uint32_t parent = 0;  // kCall: none
   const void* shape = nullptr;
-  int32_t count = 0;       // members or items so far
-  int32_t missing = 0;     // kObject: required names to come; kSchema: state of the rule to go on with
-  uint32_t served = 0;     // kObject: bits of `some`
-  int32_t order = -1;      // kObject: of the last name
-  uint32_t words = 0;      // kObject: seen names; kArray: counts
-  uint32_t list = 0;       // kObject: other keys, kArray: items (unique), kCall: edges, kJoin: frames; 1 + index, 0: none
-  int32_t start = 0;       // kArray: of the item that is being read; kCall: where the rule began
-  int32_t rule = 0;        // kCall
+  int32_t count = 0;    // members or items so far
+  int32_t missing = 0;  // kObject: required names to come; kSchema: state of the rule to go on with
+  uint32_t served = 0;  // kObject: bits of `some`
+  int32_t order = -1;   // kObject: of the last name
+  uint32_t words = 0;   // kObject: seen names; kArray: counts
+  uint32_t list = 0;  // kObject: other keys, kArray: items (unique), kCall: edges, kJoin: frames; 1
+                      // + index, 0: none
+  int32_t start = 0;  // kArray: of the item that is being read; kCall: where the rule began
+  int32_t rule = 0;   // kCall
 };
 
-inline const ObjectShape& object_of(const Frame& f) { return *static_cast<const ObjectShape*>(f.shape); }
-inline const ArrayShape& array_of(const Frame& f) { return *static_cast<const ArrayShape*>(f.shape); }
+inline const ObjectShape& object_of(const Frame& f) {
+  return *static_cast<const ObjectShape*>(f.shape);
+}
+inline const ArrayShape& array_of(const Frame& f) {
+  return *static_cast<const ArrayShape*>(f.shape);
+}
 
 class Matcher {
  public:
@@ -118,16 +133,16 @@ class Matcher {
 
   // --- tokens
   bool accept(int32_t token);
-  bool allows(int32_t token);           // what accept would say
-  void rollback(int32_t tokens);        // throws std::out_of_range
+  bool allows(int32_t token);     // what accept would say
+  void rollback(int32_t tokens);  // throws std::out_of_range
   int32_t accepted() const { return int32_t(history_.size()); }
   bool accept_bytes(std::string_view, size_t* taken = nullptr);  // counts as one token
-  bool complete() const;                // the text so far is in the language
-  bool done() const { return done_; }   // an end token was accepted
-  std::string jump_forward();           // bytes that must come next
-  void fill(uint32_t* mask);            // words() words, all are written
-  std::string allowed_bytes();          // those that may come next
-  std::string expected();               // in words
+  bool complete() const;               // the text so far is in the language
+  bool done() const { return done_; }  // an end token was accepted
+  std::string jump_forward();          // bytes that must come next
+  void fill(uint32_t* mask);           // words() words, all are written
+  std::string allowed_bytes();         // those that may come next
+  std::string expected();              // in words
   std::string_view text() const { return bytes_; }
   void reset();
 
@@ -145,14 +160,14 @@ class Matcher {
   struct Mark {
     uint32_t configs, frames, words, list, bytes;
   };
-  struct Listed {          // a list of what a frame has
-    uint32_t next;         // 1 + index, 0: none
-    uint32_t frame;        // kCall: the caller's frame; kJoin: one of the frames
-    int32_t state;         // kCall: where it goes on
-    std::string text;      // a key, or an item in canonical form
+  struct Listed {      // a list of what a frame has
+    uint32_t next;     // 1 + index, 0: none
+    uint32_t frame;    // kCall: the caller's frame; kJoin: one of the frames
+    int32_t state;     // kCall: where it goes on
+    std::string text;  // a key, or an item in canonical form
   };
   struct Accepted {
-    uint32_t mark;         // index of the state before it
+    uint32_t mark;  // index of the state before it
     bool eos;
   };
 
@@ -164,7 +179,8 @@ class Matcher {
   void begin_value(const Config&, uint8_t b);
   void begin_key(uint32_t frame);
   void end_key(const Config&, int32_t name);
-  void after_member(uint32_t frame, int32_t name, const std::vector<Goal>& goal_if, Goal goal, const std::string* other);
+  void after_member(uint32_t frame, int32_t name, const std::vector<Goal>& goal_if, Goal goal,
+                    const std::string* other);
   bool name_allowed(const Frame&, const ObjectShape&, int32_t name) const;
   bool any_allowed(const Frame&, const ObjectShape&, int32_t low, int32_t high) const;
   bool class_allowed(const Frame&, const ObjectShape&, int32_t index) const;
@@ -190,22 +206,23 @@ class Matcher {
   std::vector<uint64_t> words_;
   std::vector<Listed> list_;
   std::string bytes_;
-  std::vector<Mark> marks_;     // one per byte since the start; back(): where the present state begins
+  std::vector<Mark> marks_;  // one per byte since the start; back(): where the present state begins
   std::vector<Accepted> history_;
   std::vector<std::pair<int32_t, uint32_t>> entered_;  // at this byte: (state, call)
   struct Expected {
     Goal goal;
     uint32_t frame;
-    int32_t byte;          // that the value begins with, or -1: it begins later
+    int32_t byte;  // that the value begins with, or -1: it begins later
   };
   std::vector<Expected> expected_;  // at this byte: values, before those of one goal are joined
   bool done_ = false;
-  bool unknown_item_ = false;   // an item that ends now is not in bytes_ as a whole: whether it is there already ..
-  int64_t unchecked_ = 0;       // .. is not asked, but counted
+  bool unknown_item_ =
+      false;  // an item that ends now is not in bytes_ as a whole: whether it is there already ..
+  int64_t unchecked_ = 0;  // .. is not asked, but counted
 };
 
-// Masks of draft trees: parents[i] < i or -1, tokens[i] the token at node i; row i of `mask` is what may follow
-// node i (all clear where the node itself isn't allowed).
+// Masks of draft trees: parents[i] < i or -1, tokens[i] the token at node i; row i of `mask` is
+// what may follow node i (all clear where the node itself isn't allowed).
 void fill_tree(Matcher&, const int32_t* parents, const int32_t* tokens, int32_t n, uint32_t* mask);
 
 }  // namespace tokops::grammar

@@ -1,6 +1,5 @@
 // Objects: which keys may come, and when an object can be ended.
 #include "matcher.h"
-
 #include "text.h"
 
 namespace tokops::grammar {
@@ -10,14 +9,19 @@ bool Matcher::object_closes(const Frame& f) const {
   return f.missing == 0 && f.count >= s.fewest && f.served == (1u << s.some) - 1;
 }
 
-// Whether the object can be ended once one more member is there: the name with this index (or another key, -1), and
-// with it these of `some` served.
-bool Matcher::members_can_end(const Frame& f, const ObjectShape& s, int32_t name, uint32_t served) const {
-  const int32_t count = f.count + 1, missing = f.missing - (name >= 0 && s.names[size_t(name)].required);
+// Whether the object can be ended once one more member is there: the name with this index (or
+// another key, -1), and with it these of `some` served.
+bool Matcher::members_can_end(const Frame& f, const ObjectShape& s, int32_t name,
+                              uint32_t served) const {
+  const int32_t count = f.count + 1,
+                missing = f.missing - (name >= 0 && s.names[size_t(name)].required);
   const uint32_t open = ((1u << s.some) - 1) & ~served;
   if (count > s.most) return false;
   if (open == 0 && s.most == kUnbounded && (s.open || s.fewest <= count + missing)) return true;
-  const auto unseen = [&](int32_t k) { return k != name && s.names[size_t(k)].allowed && !(words_[f.words + size_t(k >> 6)] >> (k & 63) & 1); };
+  const auto unseen = [&](int32_t k) {
+    return k != name && s.names[size_t(k)].allowed &&
+           !(words_[f.words + size_t(k >> 6)] >> (k & 63) & 1);
+  };
   int64_t extra = 0;
   for (int32_t e = 0; e < s.some; ++e) {
     if (!(open >> e & 1)) continue;
@@ -25,7 +29,8 @@ bool Matcher::members_can_end(const Frame& f, const ObjectShape& s, int32_t name
     bool by_missing = false, by_other = false;
     for (const KeyClass& k : s.classes) by_other |= k.goal_if[at] >= 0;
     for (int32_t k = 0; k < int32_t(s.names.size()); ++k)
-      if (s.names[size_t(k)].goal_if[at] >= 0 && unseen(k)) (s.names[size_t(k)].required ? by_missing : by_other) = true;
+      if (s.names[size_t(k)].goal_if[at] >= 0 && unseen(k))
+        (s.names[size_t(k)].required ? by_missing : by_other) = true;
     if (!by_missing && !by_other) return false;
     extra += !by_missing;
   }
@@ -42,7 +47,9 @@ bool Matcher::name_allowed(const Frame& f, const ObjectShape& s, int32_t name) c
   if (grammar_->schema_order()) {
     if (k.order < f.order) return false;
     for (size_t j = 0; j < s.names.size(); ++j)
-      if (s.names[j].required && s.names[j].order < k.order && !(words_[f.words + (j >> 6)] >> (j & 63) & 1)) return false;
+      if (s.names[j].required && s.names[j].order < k.order &&
+          !(words_[f.words + (j >> 6)] >> (j & 63) & 1))
+        return false;
   }
   if (members_can_end(f, s, name, f.served)) return true;
   for (uint32_t mask = 1; mask < 1u << s.some; ++mask)
@@ -59,22 +66,29 @@ bool Matcher::any_allowed(const Frame& f, const ObjectShape& s, int32_t low, int
 bool Matcher::class_allowed(const Frame& f, const ObjectShape& s, int32_t index) const {
   if (grammar_->schema_order())
     for (size_t j = 0; j < s.names.size(); ++j)
-      if (s.names[j].required && s.names[j].order != INT32_MAX && !(words_[f.words + (j >> 6)] >> (j & 63) & 1)) return false;
+      if (s.names[j].required && s.names[j].order != INT32_MAX &&
+          !(words_[f.words + (j >> 6)] >> (j & 63) & 1))
+        return false;
   if (members_can_end(f, s, -1, f.served)) return true;
   for (uint32_t mask = 1; mask < 1u << s.some; ++mask)
-    if (s.classes[size_t(index)].goal_if[mask - 1] >= 0 && members_can_end(f, s, -1, f.served | mask)) return true;
+    if (s.classes[size_t(index)].goal_if[mask - 1] >= 0 &&
+        members_can_end(f, s, -1, f.served | mask))
+      return true;
   return false;
 }
 
 bool Matcher::is_other_key(const Frame& f, const ObjectShape& s, const std::string& key) const {
-  const auto at = std::lower_bound(s.names.begin(), s.names.end(), key, [](const NamedKey& k, const std::string& x) { return k.name < x; });
+  const auto at =
+      std::lower_bound(s.names.begin(), s.names.end(), key,
+                       [](const NamedKey& k, const std::string& x) { return k.name < x; });
   if (at != s.names.end() && at->name == key) return false;
   for (uint32_t i = f.list; i; i = list_[i - 1].next)
     if (list_[i - 1].text == key) return false;
   return true;
 }
 
-// Of a key that has begun and can only become one of finitely many: whether one of them is not named or there already.
+// Of a key that has begun and can only become one of finitely many: whether one of them is not
+// named or there already.
 bool Matcher::new_key(const Config& c) {
   const Frame& f = frames_[c.frame];
   const ObjectShape& s = object_of(f);
@@ -82,10 +96,14 @@ bool Matcher::new_key(const Config& c) {
   const std::string prefix = decode_text(std::string_view(bytes_).substr(size_t(c.start)));
   int64_t taken = 0;
   const auto take = [&](const std::string& key) {
-    if (key.compare(0, prefix.size(), prefix) == 0 && langs.accepts(langs.steps(c.lang, std::string_view(key).substr(prefix.size())))) ++taken;
+    if (key.compare(0, prefix.size(), prefix) == 0 &&
+        langs.accepts(langs.steps(c.lang, std::string_view(key).substr(prefix.size()))))
+      ++taken;
   };
-  auto at = std::lower_bound(s.names.begin(), s.names.end(), prefix, [](const NamedKey& k, const std::string& x) { return k.name < x; });
-  for (; at != s.names.end() && at->name.compare(0, prefix.size(), prefix) == 0; ++at) take(at->name);
+  auto at = std::lower_bound(s.names.begin(), s.names.end(), prefix,
+                             [](const NamedKey& k, const std::string& x) { return k.name < x; });
+  for (; at != s.names.end() && at->name.compare(0, prefix.size(), prefix) == 0; ++at)
+    take(at->name);
   for (uint32_t i = f.list; i; i = list_[i - 1].next) take(list_[i - 1].text);
   return taken == 0 || langs.count(c.lang, taken + 1) > taken;
 }
@@ -113,7 +131,8 @@ void Matcher::end_key(const Config& c, int32_t name) {
   after_member(c.frame, name, k.goal_if, k.goal, nullptr);
 }
 
-void Matcher::after_member(uint32_t frame, int32_t name, const std::vector<Goal>& goal_if, Goal goal, const std::string* other) {
+void Matcher::after_member(uint32_t frame, int32_t name, const std::vector<Goal>& goal_if,
+                           Goal goal, const std::string* other) {
   const Frame f = frames_[frame];
   const ObjectShape& s = object_of(f);
   for (uint32_t mask = 0; mask < 1u << s.some; ++mask) {

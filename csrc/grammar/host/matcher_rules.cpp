@@ -40,13 +40,15 @@ void Matcher::enter(int32_t state, uint32_t call) {
         uint32_t node = 0;
         bool known = false;
         for (size_t i = frames_.size(); i-- > marks_.back().frames && !known;)
-          if (frames_[i].kind == Frame::kCall && frames_[i].rule == e.symbol.id && frames_[i].start == int32_t(bytes_.size())) {
+          if (frames_[i].kind == Frame::kCall && frames_[i].rule == e.symbol.id &&
+              frames_[i].start == int32_t(bytes_.size())) {
             node = uint32_t(i);
             known = true;
           }
         if (known) {
           bool have = false;
-          for (uint32_t i = frames_[node].list; i && !have; i = list_[i - 1].next) have = list_[i - 1].frame == call && list_[i - 1].state == e.next;
+          for (uint32_t i = frames_[node].list; i && !have; i = list_[i - 1].next)
+            have = list_[i - 1].frame == call && list_[i - 1].state == e.next;
           if (have) break;
         } else {
           Frame f{};
@@ -57,8 +59,10 @@ void Matcher::enter(int32_t state, uint32_t call) {
         }
         list_.push_back({frames_[node].list, call, e.next, ""});
         frames_[node].list = uint32_t(list_.size());
-        if (!known) enter(grammar_->start_of(e.symbol.id), node);
-        else if (frames_[node].returned) enter(e.next, call);
+        if (!known)
+          enter(grammar_->start_of(e.symbol.id), node);
+        else if (frames_[node].returned)
+          enter(e.next, call);
         break;
       }
     }

@@ -1,7 +1,7 @@
 // Tokens: accept, rollback, what must and may come next, masks of draft trees.
-#include "matcher.h"
-
 #include <cstring>
+
+#include "matcher.h"
 
 namespace tokops::grammar {
 
@@ -13,7 +13,9 @@ bool Matcher::complete() const {
 
 bool Matcher::accept(int32_t token) {
   const Vocabulary& v = *grammar_->vocabulary();
-  if (token < 0 || token >= v.width()) throw std::out_of_range("token " + std::to_string(token) + " is not below the vocabulary's width " + std::to_string(v.width()));
+  if (token < 0 || token >= v.width())
+    throw std::out_of_range("token " + std::to_string(token) +
+                            " is not below the vocabulary's width " + std::to_string(v.width()));
   if (done_) return false;
   const uint32_t before = uint32_t(marks_.size());
   if (v.is_eos(token)) {
@@ -60,7 +62,8 @@ bool Matcher::accept_bytes(std::string_view text, size_t* taken) {
 
 void Matcher::rollback(int32_t tokens) {
   if (tokens < 0 || size_t(tokens) > history_.size())
-    throw std::out_of_range("can't take back " + std::to_string(tokens) + " tokens: " + std::to_string(history_.size()) + " were accepted");
+    throw std::out_of_range("can't take back " + std::to_string(tokens) +
+                            " tokens: " + std::to_string(history_.size()) + " were accepted");
   for (int32_t i = 0; i < tokens; ++i) {
     if (history_.back().eos) done_ = false;
     pop(marks_.size() - history_.back().mark);
@@ -84,7 +87,8 @@ std::string Matcher::jump_forward() {
     // Spelling a character as an escape is no choice of text.
     const auto in_string = [&] {
       for (const Config* c = begin(); c != end(); ++c)
-        if (c->phase != Phase::kString && c->phase != Phase::kKey && c->phase != Phase::kOtherKey) return false;
+        if (c->phase != Phase::kString && c->phase != Phase::kKey && c->phase != Phase::kOtherKey)
+          return false;
       return true;
     };
     const bool plain = in_string();
@@ -134,9 +138,15 @@ std::string Matcher::expected() {
         if (!v.objects.empty()) say("an object");
         break;
       }
-      case Phase::kString: say("the rest of a string"); break;
-      case Phase::kNumber: say("the rest of a number"); break;
-      case Phase::kLiteral: say("the rest of null, true or false"); break;
+      case Phase::kString:
+        say("the rest of a string");
+        break;
+      case Phase::kNumber:
+        say("the rest of a number");
+        break;
+      case Phase::kLiteral:
+        say("the rest of null, true or false");
+        break;
       case Phase::kObjectOpen:
       case Phase::kObjectNext:
       case Phase::kKey: {
@@ -152,17 +162,26 @@ std::string Matcher::expected() {
         if (c->phase == Phase::kObjectOpen && object_closes(f)) say("}");
         break;
       }
-      case Phase::kOtherKey: say("the rest of a key"); break;
-      case Phase::kAfterKey: say(":"); break;
-      case Phase::kArrayOpen: say("an item"); if (array_closes(f)) say("]"); break;
+      case Phase::kOtherKey:
+        say("the rest of a key");
+        break;
+      case Phase::kAfterKey:
+        say(":");
+        break;
+      case Phase::kArrayOpen:
+        say("an item");
+        if (array_closes(f)) say("]");
+        break;
       case Phase::kAfterValue:
         if (f.kind == Frame::kObject) {
           if (object_closes(f)) say("}");
           const ObjectShape& s = object_of(f);
-          if (any_allowed(f, s, 0, int32_t(s.names.size())) || (s.open && class_allowed(f, s, 0))) say(",");
+          if (any_allowed(f, s, 0, int32_t(s.names.size())) || (s.open && class_allowed(f, s, 0)))
+            say(",");
           if (f.missing) {
             for (size_t k = 0; k < s.names.size(); ++k)
-              if (s.names[k].required && !(words_[f.words + (k >> 6)] >> (k & 63) & 1)) say("the key \"" + s.names[k].name + "\" (required)");
+              if (s.names[k].required && !(words_[f.words + (k >> 6)] >> (k & 63) & 1))
+                say("the key \"" + s.names[k].name + "\" (required)");
           }
         } else {
           if (array_closes(f)) say("]");
@@ -172,19 +191,25 @@ std::string Matcher::expected() {
       case Phase::kRule: {
         std::string some;
         for (int b = 0; b < 256 && some.size() < 40; ++b)
-          if (grammar_->langs().step(c->lang, uint8_t(b)) != kNothing) some += b > 32 && b < 127 ? std::string(1, char(b)) + " " : "\\x" + std::string(1, "0123456789abcdef"[b >> 4]) + "0123456789abcdef"[b & 15] + " ";
+          if (grammar_->langs().step(c->lang, uint8_t(b)) != kNothing)
+            some += b > 32 && b < 127 ? std::string(1, char(b)) + " "
+                                      : "\\x" + std::string(1, "0123456789abcdef"[b >> 4]) +
+                                            "0123456789abcdef"[b & 15] + " ";
         say("one of " + some);
         break;
       }
-      case Phase::kDone: say("the end"); break;
+      case Phase::kDone:
+        say("the end");
+        break;
     }
   }
   return out;
 }
 
-void fill_tree(Matcher& m, const int32_t* parents, const int32_t* tokens, int32_t n, uint32_t* mask) {
+void fill_tree(Matcher& m, const int32_t* parents, const int32_t* tokens, int32_t n,
+               uint32_t* mask) {
   const int32_t words = m.grammar().vocabulary()->words();
-  std::vector<int32_t> path;   // nodes that are accepted now
+  std::vector<int32_t> path;  // nodes that are accepted now
   std::vector<bool> dead(size_t(n), false);
   const auto back = [&](size_t keep) {
     m.rollback(int32_t(path.size() - keep));
@@ -200,11 +225,15 @@ void fill_tree(Matcher& m, const int32_t* parents, const int32_t* tokens, int32_
     bool ok = true;
     for (size_t k = same; k < want.size() && ok; ++k) {
       ok = !dead[size_t(want[k])] && m.accept(tokens[want[k]]);
-      if (ok) path.push_back(want[k]);
-      else dead[size_t(i)] = true;
+      if (ok)
+        path.push_back(want[k]);
+      else
+        dead[size_t(i)] = true;
     }
-    if (ok) m.fill(row);
-    else std::memset(row, 0, size_t(words) * 4);
+    if (ok)
+      m.fill(row);
+    else
+      std::memset(row, 0, size_t(words) * 4);
   }
   back(0);
 }

@@ -1,7 +1,6 @@
 // Values: strings, numbers, literals, arrays and their items.
-#include "matcher.h"
-
 #include "compact.h"
+#include "matcher.h"
 #include "text.h"
 
 namespace tokops::grammar {
@@ -21,12 +20,16 @@ void Matcher::string_byte(Config c, uint8_t b) {
   if (s.shortest > 0 || s.longest >= 0) {
     c.count += n > 0 && (uint8_t(out[0]) & 0xc0) != 0x80;
     if (s.longest >= 0) {
-      const int32_t needs = c.escape ? fewest_after_escape(langs, c.lang, c.escape) : c.lang == langs.text() ? 0 : fewest_chars(langs, c.lang);
+      const int32_t needs = c.escape                 ? fewest_after_escape(langs, c.lang, c.escape)
+                            : c.lang == langs.text() ? 0
+                                                     : fewest_chars(langs, c.lang);
       if (c.count + needs > s.longest) return;
     }
   }
   const uint32_t parent = c.frame;
-  if (frames_[parent].kind == Frame::kArray && array_of(frames_[parent]).unique && !fresh(c, parent)) return;
+  if (frames_[parent].kind == Frame::kArray && array_of(frames_[parent]).unique &&
+      !fresh(c, parent))
+    return;
   add(c);
 }
 
@@ -93,7 +96,9 @@ void Matcher::begin_value(const Config& c, uint8_t b) {
     case 'n':
     case 't':
     case 'f':
-      if (b == 'n' ? v.null && !taken("null") : b == 't' ? v.yes && !taken("true") : v.no && !taken("false")) {
+      if (b == 'n'   ? v.null && !taken("null")
+          : b == 't' ? v.yes && !taken("true")
+                     : v.no && !taken("false")) {
         next.phase = Phase::kLiteral;
         next.lang = langs.word(b == 'n' ? "ull" : b == 't' ? "rue" : "alse");
         add(next);
@@ -117,7 +122,9 @@ void Matcher::end_value(uint32_t frame) {
       add(c);
       break;
     }
-    case Frame::kSchema: enter(f.missing, f.parent); break;
+    case Frame::kSchema:
+      enter(f.missing, f.parent);
+      break;
     case Frame::kJoin:
       for (uint32_t i = f.list; i; i = list_[i - 1].next) end_value(list_[i - 1].frame);
       break;
@@ -140,7 +147,8 @@ void Matcher::end_value(uint32_t frame) {
       add(c);
       break;
     }
-    case Frame::kCall: break;
+    case Frame::kCall:
+      break;
   }
 }
 
@@ -165,13 +173,15 @@ void Matcher::begin_item(uint32_t frame, int32_t b) {
       bool left = false;
       for (const std::string& item : *s.finite[size_t(at)][sub]) {
         bool taken = false;
-        for (uint32_t i = f.list; i && !taken; i = list_[i - 1].next) taken = list_[i - 1].text == item;
+        for (uint32_t i = f.list; i && !taken; i = list_[i - 1].next)
+          taken = list_[i - 1].text == item;
         left |= !taken;
       }
       if (!left) continue;
     }
     uint32_t owner = frame;
-    const bool endless = s.most == kUnbounded && f.count >= std::max<int32_t>(s.fewest, int32_t(s.goals.size()) - 1);
+    const bool endless =
+        s.most == kUnbounded && f.count >= std::max<int32_t>(s.fewest, int32_t(s.goals.size()) - 1);
     if (!endless || s.unique || !s.counts.empty()) {
       Frame next = f;
       ++next.count;
@@ -193,22 +203,26 @@ void Matcher::begin_item(uint32_t frame, int32_t b) {
   }
 }
 
-void Matcher::expect(Goal goal, uint32_t frame, int32_t b) { expected_.push_back({goal, frame, b}); }
+void Matcher::expect(Goal goal, uint32_t frame, int32_t b) {
+  expected_.push_back({goal, frame, b});
+}
 
-// Values of one goal are read once, whichever frames they belong to: otherwise two ways to read an object would be
-// four ways to read one inside another, and so on.
+// Values of one goal are read once, whichever frames they belong to: otherwise two ways to read an
+// object would be four ways to read one inside another, and so on.
 void Matcher::begin_expected() {
   std::vector<Expected> all;
   all.swap(expected_);
   for (size_t i = 0; i < all.size(); ++i) {
     if (all[i].byte == -2) continue;
     uint32_t frame = all[i].frame;
-    const auto separate = [&](uint32_t f) { return frames_[f].kind == Frame::kArray && array_of(frames_[f]).unique; };
+    const auto separate = [&](uint32_t f) {
+      return frames_[f].kind == Frame::kArray && array_of(frames_[f]).unique;
+    };
     uint32_t list = 0;
     if (!separate(frame))
       for (size_t j = i + 1; j < all.size(); ++j)
-        if (all[j].goal == all[i].goal && all[j].byte == all[i].byte && frames_[all[j].frame].schema == frames_[frame].schema &&
-            !separate(all[j].frame)) {
+        if (all[j].goal == all[i].goal && all[j].byte == all[i].byte &&
+            frames_[all[j].frame].schema == frames_[frame].schema && !separate(all[j].frame)) {
           if (all[j].frame != frame) {
             list_.push_back({list, all[j].frame, 0, ""});
             list = uint32_t(list_.size());
@@ -227,8 +241,10 @@ void Matcher::begin_expected() {
     c.phase = Phase::kValue;
     c.id = all[i].goal;
     c.frame = frame;
-    if (all[i].byte >= 0) begin_value(c, uint8_t(all[i].byte));
-    else add(c);
+    if (all[i].byte >= 0)
+      begin_value(c, uint8_t(all[i].byte));
+    else
+      add(c);
   }
 }
 
@@ -245,8 +261,8 @@ bool Matcher::fresh(const Config& c, uint32_t frame) {
   if (c.escape != 0) return true;
   if (langs.infinite(c.lang)) {
     if (c.phase == Phase::kString) return true;
-    // Endless spellings may still be of few numbers: 1.0, 1.00. Those in one spelling are counted, and the number that
-    // nothing but zeros would make.
+    // Endless spellings may still be of few numbers: 1.0, 1.00. Those in one spelling are counted,
+    // and the number that nothing but zeros would make.
     const std::string so_far = bytes_.substr(size_t(f.start));
     if (so_far.find_first_of("eE") != so_far.npos) return true;
     const bool fraction = so_far.find('.') != so_far.npos;
@@ -269,7 +285,9 @@ bool Matcher::fresh(const Config& c, uint32_t frame) {
       for (const char x : rest) n += (uint8_t(x) & 0xc0) != 0x80;
       if (n < bounds->shortest) continue;
     }
-    const std::string item = c.phase == Phase::kString ? "\"" + decode_text(std::string_view(so_far).substr(1)) + rest : canonical_text(so_far + rest);
+    const std::string item = c.phase == Phase::kString
+                                 ? "\"" + decode_text(std::string_view(so_far).substr(1)) + rest
+                                 : canonical_text(so_far + rest);
     if (!taken(item)) return true;
   }
   return false;

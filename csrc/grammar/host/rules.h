@@ -24,16 +24,17 @@ struct Rule {
 struct Rules {
   std::vector<Rule> rules;
   int32_t start = 0;
-  std::vector<std::string> schemas;   // JSON texts of schemas
+  std::vector<std::string> schemas;  // JSON texts of schemas
   std::vector<std::string> warnings;
   std::unordered_map<Lang, int32_t> weights;  // about how many literals a language is made of
 };
 
-// Front ends. Throw GrammarError with pointer "line:column". Whitespace between symbols is part of the
-// grammar only where the grammar says so (Lark's %ignore does).
-Rules parse_ebnf(Langs&, std::string_view source, const std::string& start);   // EBNF and llama.cpp's GBNF
+// Front ends. Throw GrammarError with pointer "line:column". Whitespace between symbols is part of
+// the grammar only where the grammar says so (Lark's %ignore does).
+Rules parse_ebnf(Langs&, std::string_view source,
+                 const std::string& start);  // EBNF and llama.cpp's GBNF
 Rules parse_lark(Langs&, std::string_view source, const std::string& start);
-Rules regex_rules(Langs&, std::string_view pattern);                            // the whole text must match
+Rules regex_rules(Langs&, std::string_view pattern);  // the whole text must match
 
 // Free text until a trigger, then what belongs to the trigger, any number of times.
 struct Tag {
@@ -46,8 +47,8 @@ struct TagOptions {
 };
 Rules tag_rules(Langs&, const std::vector<Tag>&, const TagOptions&);
 
-// Drops what derives nothing or can't be reached, folds rules that are regular into languages, and joins
-// neighbouring languages. Throws GrammarError where the start derives nothing.
+// Drops what derives nothing or can't be reached, folds rules that are regular into languages, and
+// joins neighbouring languages. Throws GrammarError where the start derives nothing.
 void simplify(Langs&, Rules&);
 
 }  // namespace tokops::grammar

@@ -71,7 +71,8 @@ void Schema::Impl::work_out_all() {
   }
 }
 
-Schema::Schema(Langs& langs, const Json& document, SchemaOptions options) : impl_(std::make_unique<Impl>()) {
+Schema::Schema(Langs& langs, const Json& document, SchemaOptions options)
+    : impl_(std::make_unique<Impl>()) {
   Impl& s = *impl_;
   s.langs = &langs;
   s.options = std::move(options);
@@ -90,7 +91,8 @@ Schema::Schema(Langs& langs, const Json& document, SchemaOptions options) : impl
   s.root_goal = s.goal({s.root});
   s.work_out_all();
   const Value& v = s.goals[size_t(s.root_goal)].value;
-  if (!v.null && !v.yes && !v.no && v.number == kNothing && v.strings.empty() && v.objects.empty() && v.arrays.empty())
+  if (!v.null && !v.yes && !v.no && v.number == kNothing && v.strings.empty() &&
+      v.objects.empty() && v.arrays.empty())
     throw GrammarError("schema", "", "no value satisfies the schema");
 }
 Schema::~Schema() = default;
@@ -105,11 +107,16 @@ size_t Schema::goals() const { return impl_->goals.size(); }
 
 std::string canonical(const Json& j) {
   switch (j.kind) {
-    case Json::kNull: return "null";
-    case Json::kFalse: return "false";
-    case Json::kTrue: return "true";
-    case Json::kNumber: return Decimal::parse(j.text).text();
-    case Json::kString: return "\"" + j.text;
+    case Json::kNull:
+      return "null";
+    case Json::kFalse:
+      return "false";
+    case Json::kTrue:
+      return "true";
+    case Json::kNumber:
+      return Decimal::parse(j.text).text();
+    case Json::kString:
+      return "\"" + j.text;
     case Json::kArray: {
       std::string s = "[";
       for (const Json& x : j.items) {
@@ -122,7 +129,8 @@ std::string canonical(const Json& j) {
       std::map<std::string, std::string> members;
       for (size_t i = 0; i < j.keys.size(); ++i) members[j.keys[i]] = canonical(j.items[i]);
       std::string s = "{";
-      for (const auto& [k, v] : members) s += std::to_string(k.size()) + ":" + k + std::to_string(v.size()) + ":" + v;
+      for (const auto& [k, v] : members)
+        s += std::to_string(k.size()) + ":" + k + std::to_string(v.size()) + ":" + v;
       return s + "}";
     }
   }

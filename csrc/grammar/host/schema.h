@@ -1,10 +1,11 @@
 // JSON Schema as a formula over constraints of one type each, and the values that satisfy it.
 //
-// A schema is read into nodes: and, or, and atoms, each atom a constraint on values of one type (those
-// of other types satisfy it). A literal is a node or its negation, a goal a set of literals that hold of
-// one value at once. `Schema::value` works out which values reach a goal: a language for numbers, a few
-// for strings, and for arrays and objects a union of shapes, in which nothing is negated any more: the
-// opposite of "all items are in S" is "some item is in not S", and so on for every keyword.
+// A schema is read into nodes: and, or, and atoms, each atom a constraint on values of one type
+// (those of other types satisfy it). A literal is a node or its negation, a goal a set of literals
+// that hold of one value at once. `Schema::value` works out which values reach a goal: a language
+// for numbers, a few for strings, and for arrays and objects a union of shapes, in which nothing is
+// negated any more: the opposite of "all items are in S" is "some item is in not S", and so on for
+// every keyword.
 #pragma once
 #include <algorithm>
 #include <chrono>
@@ -28,22 +29,23 @@ using Goal = int32_t;     // index of a set of literals
 inline constexpr Literal kTrueLiteral = 0, kFalseLiteral = 1;
 
 struct SchemaOptions {
-  std::string whitespace = "any";   // any | space | none
+  std::string whitespace = "any";  // any | space | none
   int32_t max_whitespace = 64;
-  bool schema_order = false;        // members in the order of the schema
+  bool schema_order = false;  // members in the order of the schema
   bool assert_formats = true;
-  std::string one_of = "exact";     // exact | any_of
-  bool strict = false;              // objects that list properties and say nothing else hold no others
-  int64_t max_alternatives = 1024;  // shapes of one value
-  int64_t max_steps = 4000000;      // of the search for shapes, in all
-  double timeout = 2.0;             // seconds
-  int32_t draft = 0;                // 4, 6, 7, 2019, 2020; 0: by $schema, else 2020
-  std::string base;                 // URI of the schema
+  std::string one_of = "exact";  // exact | any_of
+  bool strict = false;           // objects that list properties and say nothing else hold no others
+  int64_t max_alternatives = 1024;       // shapes of one value
+  int64_t max_steps = 4000000;           // of the search for shapes, in all
+  double timeout = 2.0;                  // seconds
+  int32_t draft = 0;                     // 4, 6, 7, 2019, 2020; 0: by $schema, else 2020
+  std::string base;                      // URI of the schema
   std::map<std::string, Json> registry;  // URI -> document, for references outside the schema
   std::function<void()> interrupt;       // called now and then; may throw
 };
 
-// --- what the matcher runs --------------------------------------------------------------------------
+// --- what the matcher runs
+// --------------------------------------------------------------------------
 
 // Strings of a language with a number of code points in [shortest, longest] (longest -1: no bound).
 // `counted` only where every number of code points from the fewest is possible at every state.
@@ -58,7 +60,8 @@ inline constexpr int32_t kUnbounded = INT32_MAX;
 struct KeyClass {
   Lang lang;
   Goal goal;
-  std::vector<Goal> goal_if;  // [mask - 1]: the goal where the member also serves those of `some` in mask, or -1
+  std::vector<Goal>
+      goal_if;  // [mask - 1]: the goal where the member also serves those of `some` in mask, or -1
   bool allowed;
 };
 
@@ -71,12 +74,12 @@ struct NamedKey {
 };
 
 struct ObjectShape {
-  std::vector<NamedKey> names;      // sorted by name
-  std::vector<KeyClass> classes;    // disjoint
-  int32_t some = 0;                 // constraints "some member is ..": each is served by some member
+  std::vector<NamedKey> names;    // sorted by name
+  std::vector<KeyClass> classes;  // disjoint
+  int32_t some = 0;               // constraints "some member is ..": each is served by some member
   int32_t fewest = 0, most = kUnbounded;
-  int32_t required = 0;             // how many names are
-  bool open = false;                // some class is allowed
+  int32_t required = 0;  // how many names are
+  bool open = false;     // some class is allowed
   // The names as a tree: node 0 is the root; children of a node are sorted by byte.
   struct TreeNode {
     int32_t first_child = -1, next = -1;  // next sibling
@@ -88,20 +91,24 @@ struct ObjectShape {
 };
 
 struct ArrayShape {
-  // Goal of the item at a position (the last entry: at all further ones) that serves a subset of `counts`
-  // (index: its bits) and none of the others that are bounded from above; -1: there is no such item.
+  // Goal of the item at a position (the last entry: at all further ones) that serves a subset of
+  // `counts` (index: its bits) and none of the others that are bounded from above; -1: there is no
+  // such item.
   std::vector<std::vector<Goal>> goals;
   int32_t fewest = 0, most = kUnbounded;
   struct Count {
-    int32_t from;            // only items from this index on count
+    int32_t from;  // only items from this index on count
     int32_t fewest, most;
   };
   std::vector<Count> counts;
-  std::vector<uint8_t> viable;   // with counts: states from which the array can be ended: see array_state
+  std::vector<uint8_t>
+      viable;  // with counts: states from which the array can be ended: see array_state
   bool unique = false;
   // With unique: by position and subset, the canonical texts of all items where they are few.
   std::vector<std::vector<std::optional<std::vector<std::string>>>> finite;
-  int32_t position(int32_t index) const { return std::min<int32_t>(index, int32_t(goals.size()) - 1); }
+  int32_t position(int32_t index) const {
+    return std::min<int32_t>(index, int32_t(goals.size()) - 1);
+  }
 };
 
 struct Value {
@@ -117,9 +124,9 @@ class Schema {
   Schema(Langs& langs, const Json& document, SchemaOptions options);
   ~Schema();
   Goal root() const;
-  const Value& value(Goal) const;   // every goal that can be reached has been worked out
-  bool possible(Goal) const;        // some value reaches it
-  Goal with(Goal, Literal);         // while compiling
+  const Value& value(Goal) const;  // every goal that can be reached has been worked out
+  bool possible(Goal) const;       // some value reaches it
+  Goal with(Goal, Literal);        // while compiling
   const std::vector<std::string>& warnings() const;
   const SchemaOptions& options() const;
   size_t goals() const;

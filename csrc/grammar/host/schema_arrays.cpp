@@ -5,7 +5,7 @@ namespace tokops::grammar {
 
 namespace {
 
-constexpr int64_t kMostListed = 256;    // items that are told apart by unique arrays with few
+constexpr int64_t kMostListed = 256;  // items that are told apart by unique arrays with few
 constexpr int64_t kMostStates = 1000000;
 
 int32_t clipped(int64_t n) { return int32_t(std::min<int64_t>(n, kUnbounded)); }
@@ -44,30 +44,43 @@ std::shared_ptr<ArrayShape> Schema::Impl::array_shape(const Conjunction& c) {
         if (no) fewest = std::max(fewest, a.count + 1);
         break;
       case Atom::kItemsFrom:
-        if (no) count(a.inner ^ 1, a.from, 1, kUnbounded);
-        else from.push_back({a.from, a.inner});
+        if (no)
+          count(a.inner ^ 1, a.from, 1, kUnbounded);
+        else
+          from.push_back({a.from, a.inner});
         break;
       case Atom::kMinItems:
-        if (no) most = std::min(most, a.count - 1);
-        else fewest = std::max(fewest, a.count);
+        if (no)
+          most = std::min(most, a.count - 1);
+        else
+          fewest = std::max(fewest, a.count);
         break;
       case Atom::kMaxItems:
-        if (no) fewest = std::max(fewest, a.count + 1);
-        else most = std::min(most, a.count);
+        if (no)
+          fewest = std::max(fewest, a.count + 1);
+        else
+          most = std::min(most, a.count);
         break;
       case Atom::kSomeItems:
-        if (no) count(a.inner, 0, 0, a.count - 1);
-        else count(a.inner, 0, a.count, kUnbounded);
+        if (no)
+          count(a.inner, 0, 0, a.count - 1);
+        else
+          count(a.inner, 0, a.count, kUnbounded);
         break;
       case Atom::kManyItems:
-        if (no) count(a.inner, 0, a.count + 1, kUnbounded);
-        else count(a.inner, 0, 0, a.count);
+        if (no)
+          count(a.inner, 0, a.count + 1, kUnbounded);
+        else
+          count(a.inner, 0, 0, a.count);
         break;
       case Atom::kUnique:
-        if (no) throw GrammarError("uniqueItems", "", "negated (items that are not unique) it is not supported");
+        if (no)
+          throw GrammarError("uniqueItems", "",
+                             "negated (items that are not unique) it is not supported");
         shape->unique = true;
         break;
-      default: break;
+      default:
+        break;
     }
   }
   // What every item satisfies is counted by the length.
@@ -85,11 +98,13 @@ std::shared_ptr<ArrayShape> Schema::Impl::array_shape(const Conjunction& c) {
     k = gone ? counts.erase(k) : k + 1;
   }
   if (most < 0 || fewest > most) return nullptr;
-  if (counts.size() > 4) throw BudgetError("contains", "", "more than 4 counts of items meet in one array");
+  if (counts.size() > 4)
+    throw BudgetError("contains", "", "more than 4 counts of items meet in one array");
   int64_t positions = at.empty() ? 0 : at.rbegin()->first + 1;
   for (const Said& s : from) positions = std::max(positions, s.from);
   for (const Counted& k : counts) positions = std::max(positions, k.from);
-  if (positions > 100000) throw BudgetError("prefixItems", "", "more than 100000 positions of an array are told apart");
+  if (positions > 100000)
+    throw BudgetError("prefixItems", "", "more than 100000 positions of an array are told apart");
   const uint32_t subsets = 1u << counts.size();
   for (int64_t i = 0; i <= positions; ++i) {
     tick();
@@ -103,9 +118,12 @@ std::shared_ptr<ArrayShape> Schema::Impl::array_shape(const Conjunction& c) {
       bool fits = true;
       for (size_t k = 0; k < counts.size(); ++k) {
         const bool serves = sub >> k & 1;
-        if (i < counts[k].from) fits &= !serves;
-        else if (serves) literals.push_back(counts[k].inner);
-        else if (counts[k].most != kUnbounded) literals.push_back(counts[k].inner ^ 1);
+        if (i < counts[k].from)
+          fits &= !serves;
+        else if (serves)
+          literals.push_back(counts[k].inner);
+        else if (counts[k].most != kUnbounded)
+          literals.push_back(counts[k].inner ^ 1);
       }
       goals_here.push_back(fits ? goal(std::move(literals)) : -1);
     }
@@ -119,7 +137,8 @@ std::shared_ptr<ArrayShape> Schema::Impl::array_shape(const Conjunction& c) {
 }
 
 int32_t array_state(const ArrayShape& s, int32_t index, const int32_t* counts) {
-  const int32_t last = std::max({int32_t(s.goals.size()) - 1, s.fewest, s.most == kUnbounded ? 0 : s.most + 1});
+  const int32_t last =
+      std::max({int32_t(s.goals.size()) - 1, s.fewest, s.most == kUnbounded ? 0 : s.most + 1});
   int32_t state = std::min(index, last);
   for (size_t k = 0; k < s.counts.size(); ++k) {
     const int32_t cap = s.counts[k].most == kUnbounded ? s.counts[k].fewest : s.counts[k].most + 1;
@@ -138,13 +157,17 @@ void Schema::Impl::finish(ArrayShape& s) {
     if (!any) s.most = std::min<int32_t>(s.most, int32_t(i));
   }
   if (!s.counts.empty()) {
-    const int32_t last = std::max({int32_t(s.goals.size()) - 1, s.fewest, s.most == kUnbounded ? 0 : s.most + 1});
+    const int32_t last =
+        std::max({int32_t(s.goals.size()) - 1, s.fewest, s.most == kUnbounded ? 0 : s.most + 1});
     int64_t combinations = 1;
     std::vector<int32_t> caps;
     for (const auto& k : s.counts) {
       caps.push_back(k.most == kUnbounded ? k.fewest : k.most + 1);
       combinations *= caps.back() + 1;
-      if (combinations * (last + 1) > kMostStates) throw BudgetError("contains", "", "counts of items have more than " + std::to_string(kMostStates) + " states");
+      if (combinations * (last + 1) > kMostStates)
+        throw BudgetError(
+            "contains", "",
+            "counts of items have more than " + std::to_string(kMostStates) + " states");
     }
     s.viable.assign(size_t(combinations * (last + 1)), 0);
     std::vector<int32_t> counts(s.counts.size());
@@ -166,7 +189,8 @@ void Schema::Impl::finish(ArrayShape& s) {
           for (uint32_t sub = 0; sub < here.size() && !ok; ++sub) {
             if (here[sub] < 0) continue;
             std::vector<int32_t> next = counts;
-            for (size_t k = 0; k < counts.size(); ++k) next[k] = std::min(next[k] + int32_t(sub >> k & 1), caps[k]);
+            for (size_t k = 0; k < counts.size(); ++k)
+              next[k] = std::min(next[k] + int32_t(sub >> k & 1), caps[k]);
             if (std::min(i + 1, last) == i && next == counts) continue;
             ok = s.viable[size_t(array_state(s, i + 1, next.data()))];
           }
@@ -178,17 +202,22 @@ void Schema::Impl::finish(ArrayShape& s) {
     for (const auto& here : s.goals) {
       std::vector<std::optional<std::vector<std::string>>> by_subset;
       for (const Goal g : here) {
-        std::optional<std::vector<std::string>>& few = by_subset.emplace_back(std::vector<std::string>{});
+        std::optional<std::vector<std::string>>& few =
+            by_subset.emplace_back(std::vector<std::string>{});
         if (g < 0) continue;
         const GoalData& d = goals[size_t(g)];
         if (s.most <= 1) continue;
-        // Arrays and objects that can always grow differ from all others in the end; of closed ones it would have
-        // to be known what they can still become.
+        // Arrays and objects that can always grow differ from all others in the end; of closed ones
+        // it would have to be known what they can still become.
         for (const auto& o : d.value.objects)
           if (o->classes.empty() || o->most != kUnbounded)
-            throw GrammarError("uniqueItems", "", "over objects that hold no other members than those listed it is not supported");
+            throw GrammarError(
+                "uniqueItems", "",
+                "over objects that hold no other members than those listed it is not supported");
         for (const auto& a : d.value.arrays)
-          if (a->most != kUnbounded) throw GrammarError("uniqueItems", "", "over arrays of bounded length it is not supported");
+          if (a->most != kUnbounded)
+            throw GrammarError("uniqueItems", "",
+                               "over arrays of bounded length it is not supported");
         if (!d.value.arrays.empty() || !d.value.objects.empty()) few.reset();
         if (!few) continue;
         const Value& v = d.value;
@@ -199,14 +228,17 @@ void Schema::Impl::finish(ArrayShape& s) {
           // One spelling of each number: no exponent, no trailing zeros of a fraction, no -0.
           const Lang digits = regex(*langs, "^(0|-?[1-9][0-9]*|-?(0|[1-9][0-9]*)\\.[0-9]*[1-9])$");
           const Lang once = langs->both({v.number, digits});
-          if (langs->infinite(once) || langs->count(once, kMostListed + 1) > kMostListed) few.reset();
+          if (langs->infinite(once) || langs->count(once, kMostListed + 1) > kMostListed)
+            few.reset();
           else
-            for (const std::string& t : langs->list(once, kMostListed + 1)) few->push_back(Decimal::parse(t).text());
+            for (const std::string& t : langs->list(once, kMostListed + 1))
+              few->push_back(Decimal::parse(t).text());
         }
         for (const Strings& t : v.strings) {
           if (!few) break;
           const Lang all = fold(t);
-          if (langs->infinite(all) || langs->count(all, kMostListed + 1) > kMostListed) few.reset();
+          if (langs->infinite(all) || langs->count(all, kMostListed + 1) > kMostListed)
+            few.reset();
           else
             for (const std::string& w : langs->list(all, kMostListed + 1)) few->push_back("\"" + w);
         }
@@ -232,7 +264,8 @@ bool Schema::Impl::shape_possible(const ArrayShape& s) const {
     if (s.counts[k].fewest == 0) continue;
     bool any = false;
     for (const auto& here : s.goals)
-      for (size_t sub = 0; sub < here.size(); ++sub) any |= (sub >> k & 1) && here[sub] >= 0 && goals[size_t(here[sub])].possible;
+      for (size_t sub = 0; sub < here.size(); ++sub)
+        any |= (sub >> k & 1) && here[sub] >= 0 && goals[size_t(here[sub])].possible;
     if (!any) return false;
   }
   return true;

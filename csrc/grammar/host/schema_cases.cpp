@@ -15,18 +15,24 @@ std::vector<Case> Schema::Impl::cases(const Json& j, const Place& outer, bool to
   tick();
   if (j.kind == Json::kTrue) return {{kTrueLiteral, {}}};
   if (j.kind == Json::kFalse) return {};
-  if (j.kind != Json::kObject) malformed("schema", outer.pointer, "a schema is an object or a boolean");
+  if (j.kind != Json::kObject)
+    malformed("schema", outer.pointer, "a schema is an object or a boolean");
   const auto own = places.find(&j);
   const Place place = own == places.end() ? outer : own->second;
   const char* word = j.find("unevaluatedProperties") ? "unevaluatedProperties" : "unevaluatedItems";
-  if (level > 32) throw GrammarError(word, place.pointer, "a reference leads back to the schema whose members it evaluates");
+  if (level > 32)
+    throw GrammarError(word, place.pointer,
+                       "a reference leads back to the schema whose members it evaluates");
   const auto at = [&](const std::string& tail) {
     Place p = place;
     p.pointer += tail;
     return p;
   };
   const auto bounded = [&](const std::vector<Case>& c) {
-    if (c.size() > kMostCases) throw BudgetError(word, place.pointer, "there are more than " + std::to_string(kMostCases) + " ways to satisfy the schemas beside it");
+    if (c.size() > kMostCases)
+      throw BudgetError(word, place.pointer,
+                        "there are more than " + std::to_string(kMostCases) +
+                            " ways to satisfy the schemas beside it");
   };
   Case base{kTrueLiteral, {}};
   std::vector<Literal> simple;
@@ -36,7 +42,8 @@ std::vector<Case> Schema::Impl::cases(const Json& j, const Place& outer, bool to
     // A schema inside: its own unevaluated* has been taken into account where it is read.
     if (j.find("unevaluatedProperties")) base.evaluated.all_members = true;
     if (j.find("unevaluatedItems")) base.evaluated.all_items = true;
-    if (j.find("unevaluatedProperties") || j.find("unevaluatedItems")) base.formula = conjunction({base.formula, read(j, outer)});
+    if (j.find("unevaluatedProperties") || j.find("unevaluatedItems"))
+      base.formula = conjunction({base.formula, read(j, outer)});
   }
   std::vector<Case> all{base};
   const auto product = [&](const std::vector<Case>& more) {
@@ -61,15 +68,19 @@ std::vector<Case> Schema::Impl::cases(const Json& j, const Place& outer, bool to
     if (const Json* v = j.find(keyword)) {
       if (v->kind != Json::kString) malformed(keyword, place.pointer, "expected a string");
       if (keyword[1] != 'r' || keyword[3] == 'c') {
-        const auto known = dynamic_anchors.find(keyword[1] == 'd' ? v->text.substr(v->text.find('#') + 1) : "$recursive");
+        const auto known = dynamic_anchors.find(
+            keyword[1] == 'd' ? v->text.substr(v->text.find('#') + 1) : "$recursive");
         if (known != dynamic_anchors.end() && known->second > 1)
-          throw GrammarError(keyword, place.pointer, "several schemas have this dynamic anchor: which is meant depends on the way there, which is not supported");
+          throw GrammarError(keyword, place.pointer,
+                             "several schemas have this dynamic anchor: which is meant depends on "
+                             "the way there, which is not supported");
       }
       const Resource to = resolve(v->text, place, keyword);
       product(cases(*to.json, to.place, false, level + 1));
     }
   if (const Json* v = j.find("allOf"))
-    for (size_t i = 0; i < v->items.size(); ++i) product(cases(v->items[i], at("/allOf/" + std::to_string(i)), false, level + 1));
+    for (size_t i = 0; i < v->items.size(); ++i)
+      product(cases(v->items[i], at("/allOf/" + std::to_string(i)), false, level + 1));
   if (const Json* v = j.find("anyOf")) {
     std::vector<std::vector<Case>> annotated;
     std::vector<Literal> negated, others;
@@ -108,10 +119,12 @@ std::vector<Case> Schema::Impl::cases(const Json& j, const Place& outer, bool to
   }
   if (const Json* v = j.find("oneOf")) {
     std::vector<Literal> whole;
-    for (size_t i = 0; i < v->items.size(); ++i) whole.push_back(read(v->items[i], at("/oneOf/" + std::to_string(i))));
+    for (size_t i = 0; i < v->items.size(); ++i)
+      whole.push_back(read(v->items[i], at("/oneOf/" + std::to_string(i))));
     std::vector<Case> ways;
     for (size_t i = 0; i < v->items.size(); ++i)
-      for (const Case& c : cases(v->items[i], at("/oneOf/" + std::to_string(i)), false, level + 1)) {
+      for (const Case& c :
+           cases(v->items[i], at("/oneOf/" + std::to_string(i)), false, level + 1)) {
         std::vector<Literal> f{c.formula};
         for (size_t k = 0; k < whole.size(); ++k)
           if (k != i) f.push_back(whole[k] ^ 1);
@@ -122,8 +135,12 @@ std::vector<Case> Schema::Impl::cases(const Json& j, const Place& outer, bool to
   }
   if (const Json* v = j.find("if")) {
     std::vector<Case> ways;
-    const std::vector<Case> then = j.find("then") ? cases(*j.find("then"), at("/then"), false, level + 1) : std::vector<Case>{{kTrueLiteral, {}}};
-    const std::vector<Case> otherwise = j.find("else") ? cases(*j.find("else"), at("/else"), false, level + 1) : std::vector<Case>{{kTrueLiteral, {}}};
+    const std::vector<Case> then = j.find("then")
+                                       ? cases(*j.find("then"), at("/then"), false, level + 1)
+                                       : std::vector<Case>{{kTrueLiteral, {}}};
+    const std::vector<Case> otherwise = j.find("else")
+                                            ? cases(*j.find("else"), at("/else"), false, level + 1)
+                                            : std::vector<Case>{{kTrueLiteral, {}}};
     for (const Case& c : cases(*v, at("/if"), false, level + 1))
       for (const Case& t : then) {
         Case x{conjunction({c.formula, t.formula}), c.evaluated};
@@ -137,9 +154,13 @@ std::vector<Case> Schema::Impl::cases(const Json& j, const Place& outer, bool to
   if (const Json* v = j.find("dependentSchemas"))
     for (size_t i = 0; i < v->items.size(); ++i) {
       const Literal has = required(name(v->keys[i]));
-      std::vector<Case> ways{{conjunction({has ^ 1}), {}}, {types(uint8_t(63 & ~type_bit(JsonType::kObject))), {}}};
-      for (const Case& c : cases(v->items[i], at("/dependentSchemas/" + pointer_escaped(v->keys[i])), false, level + 1))
-        ways.push_back({conjunction({has, types(type_bit(JsonType::kObject)), c.formula}), c.evaluated});
+      std::vector<Case> ways{{conjunction({has ^ 1}), {}},
+                             {types(uint8_t(63 & ~type_bit(JsonType::kObject))), {}}};
+      for (const Case& c :
+           cases(v->items[i], at("/dependentSchemas/" + pointer_escaped(v->keys[i])), false,
+                 level + 1))
+        ways.push_back(
+            {conjunction({has, types(type_bit(JsonType::kObject)), c.formula}), c.evaluated});
       product(ways);
     }
   return all;

@@ -15,41 +15,57 @@ constexpr uint8_t type_bit(JsonType t) { return uint8_t(1u << int(t)); }
 // Keys of an object that a member constraint is about.
 struct KeySet {
   enum Kind : uint8_t { kLanguage, kAdditional, kByName } kind = kLanguage;
-  Lang lang = kNothing;             // kLanguage
-  std::vector<int32_t> names;       // kAdditional: all keys but these ..
-  std::vector<Lang> patterns;       // .. and those of these languages
-  Literal key = kTrueLiteral;       // kByName: keys that, as strings, satisfy this
+  Lang lang = kNothing;        // kLanguage
+  std::vector<int32_t> names;  // kAdditional: all keys but these ..
+  std::vector<Lang> patterns;  // .. and those of these languages
+  Literal key = kTrueLiteral;  // kByName: keys that, as strings, satisfy this
 };
 
 struct Atom {
   enum Kind : uint8_t {
-    kTypeIn,      // the value's type is in `types`
-    kBoolIn,      // bits of {false, true}
-    kInteger, kBound, kMultiple, kEqual,             // numbers
-    kText, kMinLength, kMaxLength,                   // strings
-    kItem, kItemsFrom, kMinItems, kMaxItems, kSomeItems, kManyItems, kUnique,  // arrays
-    kMember, kMembers, kRequired, kMinMembers, kMaxMembers,                    // objects
+    kTypeIn,  // the value's type is in `types`
+    kBoolIn,  // bits of {false, true}
+    kInteger,
+    kBound,
+    kMultiple,
+    kEqual,  // numbers
+    kText,
+    kMinLength,
+    kMaxLength,  // strings
+    kItem,
+    kItemsFrom,
+    kMinItems,
+    kMaxItems,
+    kSomeItems,
+    kManyItems,
+    kUnique,  // arrays
+    kMember,
+    kMembers,
+    kRequired,
+    kMinMembers,
+    kMaxMembers,  // objects
   } kind;
-  JsonType type;             // of the values it constrains; kTypeIn: of none
-  uint8_t types = 0;         // kTypeIn, kBoolIn
+  JsonType type;      // of the values it constrains; kTypeIn: of none
+  uint8_t types = 0;  // kTypeIn, kBoolIn
   bool exclusive = false, upper = false;
   Decimal number;
   std::vector<Decimal> numbers;  // kEqual: any of these
   Lang lang = kNothing;
-  int64_t count = 0;         // lengths, indices; of kSomeItems: at least, of kManyItems: at most
+  int64_t count = 0;  // lengths, indices; of kSomeItems: at least, of kManyItems: at most
   int64_t from = 0;
   int32_t name = -1;
-  int32_t order = 0;         // of a kMember: where the schema lists it
+  int32_t order = 0;  // of a kMember: where the schema lists it
   Literal inner = kTrueLiteral;
   KeySet keys;
 };
 
 struct Node {
   enum Kind : uint8_t { kTrue, kAnd, kAtom, kLink, kOneOf } kind;
-  std::vector<Literal> kids;   // kLink: one, or none while its schema is being read
+  std::vector<Literal> kids;  // kLink: one, or none while its schema is being read
   int32_t atom = -1;
-  Literal resolved = -1;       // kOneOf: the same without it
-  int8_t known[kTypes] = {-1, -1, -1, -1, -1, -1};  // -1 not asked, 0 false, 1 true, 2 it depends, 3 being asked
+  Literal resolved = -1;  // kOneOf: the same without it
+  int8_t known[kTypes] = {-1, -1, -1, -1,
+                          -1, -1};  // -1 not asked, 0 false, 1 true, 2 it depends, 3 being asked
   std::string pointer;
 };
 
@@ -62,7 +78,10 @@ struct Evaluated {
   bool all_members = false, all_items = false;
   bool contains = false;  // which items it evaluates depends on the items
   int64_t items = 0;
-  bool nothing() const { return names.empty() && patterns.empty() && !all_members && !all_items && !contains && items == 0; }
+  bool nothing() const {
+    return names.empty() && patterns.empty() && !all_members && !all_items && !contains &&
+           items == 0;
+  }
   void add(const Evaluated& o) {
     names.insert(o.names.begin(), o.names.end());
     patterns.insert(patterns.end(), o.patterns.begin(), o.patterns.end());
@@ -77,7 +96,8 @@ struct Case {
   Evaluated evaluated;
 };
 
-[[noreturn]] inline void malformed(const std::string& keyword, const std::string& pointer, const std::string& reason) {
+[[noreturn]] inline void malformed(const std::string& keyword, const std::string& pointer,
+                                   const std::string& reason) {
   throw GrammarError(keyword, pointer, reason);
 }
 
@@ -104,7 +124,8 @@ struct Schema::Impl {
   Literal members(KeySet, Literal inner);
   Literal required(int32_t name);
   Literal number_atom(Atom::Kind, const Decimal&, bool upper, bool exclusive);
-  Literal counted(Atom::Kind, JsonType, int64_t count, Literal inner = kTrueLiteral, int64_t from = 0);
+  Literal counted(Atom::Kind, JsonType, int64_t count, Literal inner = kTrueLiteral,
+                  int64_t from = 0);
   Literal constant(const Json&);
   Literal one_of_values(const std::vector<const Json*>&);
   int32_t name(const std::string&);
@@ -119,12 +140,12 @@ struct Schema::Impl {
     const Json* json;
     Place place;
   };
-  std::map<std::string, Resource> resources;         // URI without fragment
-  std::map<std::string, Resource> anchors;           // URI#anchor
-  std::map<std::string, int32_t> dynamic_anchors;    // name -> how many resources have it
-  std::unordered_map<const Json*, Place> places;     // of schemas that open a resource
+  std::map<std::string, Resource> resources;       // URI without fragment
+  std::map<std::string, Resource> anchors;         // URI#anchor
+  std::map<std::string, int32_t> dynamic_anchors;  // name -> how many resources have it
+  std::unordered_map<const Json*, Place> places;   // of schemas that open a resource
   std::unordered_map<const Json*, Literal> read_schemas;
-  std::deque<Json> kept;                             // documents from the registry
+  std::deque<Json> kept;  // documents from the registry
   int32_t depth = 0;
   int32_t order = 0;
   Literal root = kTrueLiteral;
@@ -148,7 +169,7 @@ struct Schema::Impl {
     bool possible = false;
     // Answers while compiling: each type's part is worked out when first asked for.
     uint8_t parts = 0;
-    int8_t maybe = -1;      // 0 impossible, 1 possible, 2 being asked
+    int8_t maybe = -1;  // 0 impossible, 1 possible, 2 being asked
     std::vector<std::shared_ptr<ObjectShape>> objects;
     std::vector<std::shared_ptr<ArrayShape>> arrays;
   };
@@ -186,14 +207,18 @@ struct Schema::Impl {
 // What is required of one value of one type at once.
 struct Schema::Impl::Conjunction {
   std::vector<Literal> atoms;
-  std::vector<Literal> open;                           // disjunctions
-  std::vector<int32_t> required, forbidden;            // names
-  std::vector<std::pair<int32_t, Literal>> members;    // name -> what its value satisfies
-  std::set<Literal> links;                             // that have been followed
+  std::vector<Literal> open;                         // disjunctions
+  std::vector<int32_t> required, forbidden;          // names
+  std::vector<std::pair<int32_t, Literal>> members;  // name -> what its value satisfies
+  std::set<Literal> links;                           // that have been followed
 
   bool has(Literal l) const { return std::find(atoms.begin(), atoms.end(), l) != atoms.end(); }
-  bool requires_name(int32_t n) const { return std::find(required.begin(), required.end(), n) != required.end(); }
-  bool forbids_name(int32_t n) const { return std::find(forbidden.begin(), forbidden.end(), n) != forbidden.end(); }
+  bool requires_name(int32_t n) const {
+    return std::find(required.begin(), required.end(), n) != required.end();
+  }
+  bool forbids_name(int32_t n) const {
+    return std::find(forbidden.begin(), forbidden.end(), n) != forbidden.end();
+  }
   std::vector<Literal> of(int32_t n) const {
     std::vector<Literal> out;
     for (const auto& [name, l] : members)

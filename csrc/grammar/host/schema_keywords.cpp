@@ -9,7 +9,8 @@ namespace {
 int64_t count_of(const Json& v, const char* keyword, const std::string& pointer) {
   if (v.kind != Json::kNumber) malformed(keyword, pointer, "expected a number");
   const Decimal d = Decimal::parse(v.text);
-  if (!d.integer() || d.negative) malformed(keyword, pointer, "expected an integer of at least 0, got " + v.text);
+  if (!d.integer() || d.negative)
+    malformed(keyword, pointer, "expected an integer of at least 0, got " + v.text);
   if (int64_t(d.digits.size()) + d.exponent > 9) return 1000000000;
   int64_t n = 0;
   for (const char c : d.digits) n = n * 10 + (c - '0');
@@ -28,12 +29,14 @@ Literal Schema::Impl::read_format(const Json& v, const Place& place) {
   if (v.kind != Json::kString) malformed("format", place.pointer, "expected a string");
   if (!options.assert_formats) return kTrueLiteral;
   if (const auto lang = format(*langs, v.text)) return text(*lang);
-  warn("format at " + (place.pointer.empty() ? "the root" : place.pointer) + ": \"" + v.text + "\" is not known and not checked");
+  warn("format at " + (place.pointer.empty() ? "the root" : place.pointer) + ": \"" + v.text +
+       "\" is not known and not checked");
   return kTrueLiteral;
 }
 
 // The keywords that apply no schema to the value itself. With `evaluated`, also what they evaluate.
-void Schema::Impl::read_simple(const Json& j, const Place& place, std::vector<Literal>& all, Evaluated* evaluated) {
+void Schema::Impl::read_simple(const Json& j, const Place& place, std::vector<Literal>& all,
+                               Evaluated* evaluated) {
   const auto at = [&](const std::string& tail) {
     Place p = place;
     p.pointer += tail;
@@ -45,15 +48,24 @@ void Schema::Impl::read_simple(const Json& j, const Place& place, std::vector<Li
     uint8_t mask = 0;
     bool integer = false, number = false;
     const auto add = [&](const Json& t) {
-      if (t.kind != Json::kString) malformed("type", place.pointer, "expected a name of a type, or a list of names");
-      if (t.text == "null") mask |= type_bit(JsonType::kNull);
-      else if (t.text == "boolean") mask |= type_bit(JsonType::kBool);
-      else if (t.text == "number") number = true;
-      else if (t.text == "integer") integer = true;
-      else if (t.text == "string") mask |= type_bit(JsonType::kString);
-      else if (t.text == "array") mask |= type_bit(JsonType::kArray);
-      else if (t.text == "object") mask |= type_bit(JsonType::kObject);
-      else malformed("type", place.pointer, "\"" + t.text + "\" is not a type");
+      if (t.kind != Json::kString)
+        malformed("type", place.pointer, "expected a name of a type, or a list of names");
+      if (t.text == "null")
+        mask |= type_bit(JsonType::kNull);
+      else if (t.text == "boolean")
+        mask |= type_bit(JsonType::kBool);
+      else if (t.text == "number")
+        number = true;
+      else if (t.text == "integer")
+        integer = true;
+      else if (t.text == "string")
+        mask |= type_bit(JsonType::kString);
+      else if (t.text == "array")
+        mask |= type_bit(JsonType::kArray);
+      else if (t.text == "object")
+        mask |= type_bit(JsonType::kObject);
+      else
+        malformed("type", place.pointer, "\"" + t.text + "\" is not a type");
     };
     if (v->kind == Json::kArray) {
       if (v->items.empty()) malformed("type", place.pointer, "the list of types is empty");
@@ -81,7 +93,8 @@ void Schema::Impl::read_simple(const Json& j, const Place& place, std::vector<Li
   // numbers
   if (const Json* v = find("multipleOf")) {
     const Decimal d = number_of(*v, "multipleOf", place.pointer);
-    if (d.negative || d.digits.empty()) malformed("multipleOf", place.pointer, "expected a number above 0");
+    if (d.negative || d.digits.empty())
+      malformed("multipleOf", place.pointer, "expected a number above 0");
     all.push_back(number_atom(Atom::kMultiple, d, false, false));
   }
   for (const bool upper : {false, true}) {
@@ -89,36 +102,55 @@ void Schema::Impl::read_simple(const Json& j, const Place& place, std::vector<Li
     const char* strict = upper ? "exclusiveMaximum" : "exclusiveMinimum";
     const Json *p = find(plain), *s = find(strict);
     const bool modifies = s && s->boolean();
-    if (p) all.push_back(number_atom(Atom::kBound, number_of(*p, plain, place.pointer), upper, modifies && s->kind == Json::kTrue));
-    if (s && !modifies) all.push_back(number_atom(Atom::kBound, number_of(*s, strict, place.pointer), upper, true));
+    if (p)
+      all.push_back(number_atom(Atom::kBound, number_of(*p, plain, place.pointer), upper,
+                                modifies && s->kind == Json::kTrue));
+    if (s && !modifies)
+      all.push_back(number_atom(Atom::kBound, number_of(*s, strict, place.pointer), upper, true));
   }
 
   // strings
   if (const Json* v = find("minLength"))
-    if (const int64_t n = count_of(*v, "minLength", place.pointer)) all.push_back(counted(Atom::kMinLength, JsonType::kString, n));
-  if (const Json* v = find("maxLength")) all.push_back(counted(Atom::kMaxLength, JsonType::kString, count_of(*v, "maxLength", place.pointer)));
+    if (const int64_t n = count_of(*v, "minLength", place.pointer))
+      all.push_back(counted(Atom::kMinLength, JsonType::kString, n));
+  if (const Json* v = find("maxLength"))
+    all.push_back(
+        counted(Atom::kMaxLength, JsonType::kString, count_of(*v, "maxLength", place.pointer)));
   if (const Json* v = find("pattern")) {
     if (v->kind != Json::kString) malformed("pattern", place.pointer, "expected a string");
-    all.push_back(text(langs->both({langs->text(), regex(*langs, v->text, {}, "pattern", place.pointer)})));
+    all.push_back(
+        text(langs->both({langs->text(), regex(*langs, v->text, {}, "pattern", place.pointer)})));
   }
   if (const Json* v = find("format")) all.push_back(read_format(*v, place));
   if (place.draft == 7 && options.assert_formats) {
     // Draft 7 lets a validator assert these; later drafts don't.
-    if (const Json* v = find("contentMediaType"); v && v->kind == Json::kString && v->text == "application/json")
-      throw GrammarError("contentMediaType", place.pointer, "strings that hold JSON are not supported (formats=\"annotate\" reads it as an annotation)");
-    if (const Json* v = find("contentEncoding"); v && v->kind == Json::kString && v->text == "base64")
-      all.push_back(text(regex(*langs, "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$", {}, "contentEncoding", place.pointer)));
+    if (const Json* v = find("contentMediaType");
+        v && v->kind == Json::kString && v->text == "application/json")
+      throw GrammarError("contentMediaType", place.pointer,
+                         "strings that hold JSON are not supported (formats=\"annotate\" reads it "
+                         "as an annotation)");
+    if (const Json* v = find("contentEncoding");
+        v && v->kind == Json::kString && v->text == "base64")
+      all.push_back(
+          text(regex(*langs, "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$", {},
+                     "contentEncoding", place.pointer)));
   }
 
   // arrays
   const bool legacy_items = find("items") && find("items")->kind == Json::kArray;
   int64_t prefix = 0;
-  const Json* listed = legacy_items ? find("items") : place.draft >= 2020 ? find("prefixItems") : nullptr;
+  const Json* listed = legacy_items          ? find("items")
+                       : place.draft >= 2020 ? find("prefixItems")
+                                             : nullptr;
   if (listed) {
-    if (listed->kind != Json::kArray) malformed("prefixItems", place.pointer, "expected a list of schemas");
-    if (legacy_items && place.draft >= 2020) warn("items at " + (place.pointer.empty() ? "the root" : place.pointer) + ": a list is read as prefixItems");
+    if (listed->kind != Json::kArray)
+      malformed("prefixItems", place.pointer, "expected a list of schemas");
+    if (legacy_items && place.draft >= 2020)
+      warn("items at " + (place.pointer.empty() ? "the root" : place.pointer) +
+           ": a list is read as prefixItems");
     for (const Json& item : listed->items) {
-      const Literal l = read(item, at(std::string(legacy_items ? "/items/" : "/prefixItems/") + std::to_string(prefix)));
+      const Literal l = read(item, at(std::string(legacy_items ? "/items/" : "/prefixItems/") +
+                                      std::to_string(prefix)));
       if (l != kTrueLiteral) all.push_back(counted(Atom::kItem, JsonType::kArray, prefix, l));
       ++prefix;
     }
@@ -131,8 +163,11 @@ void Schema::Impl::read_simple(const Json& j, const Place& place, std::vector<Li
     if (evaluated) evaluated->all_items = true;
   }
   if (const Json* v = find("minItems"))
-    if (const int64_t n = count_of(*v, "minItems", place.pointer)) all.push_back(counted(Atom::kMinItems, JsonType::kArray, n));
-  if (const Json* v = find("maxItems")) all.push_back(counted(Atom::kMaxItems, JsonType::kArray, count_of(*v, "maxItems", place.pointer)));
+    if (const int64_t n = count_of(*v, "minItems", place.pointer))
+      all.push_back(counted(Atom::kMinItems, JsonType::kArray, n));
+  if (const Json* v = find("maxItems"))
+    all.push_back(
+        counted(Atom::kMaxItems, JsonType::kArray, count_of(*v, "maxItems", place.pointer)));
   if (const Json* v = find("uniqueItems")) {
     if (!v->boolean()) malformed("uniqueItems", place.pointer, "expected true or false");
     if (v->kind == Json::kTrue) all.push_back(counted(Atom::kUnique, JsonType::kArray, 0));
@@ -140,10 +175,12 @@ void Schema::Impl::read_simple(const Json& j, const Place& place, std::vector<Li
   if (const Json* v = find("contains"); v && place.draft >= 6) {
     const Literal l = read(*v, at("/contains"));
     int64_t fewest = 1;
-    if (const Json* m = find("minContains"); m && place.draft >= 2019) fewest = count_of(*m, "minContains", place.pointer);
+    if (const Json* m = find("minContains"); m && place.draft >= 2019)
+      fewest = count_of(*m, "minContains", place.pointer);
     if (fewest) all.push_back(counted(Atom::kSomeItems, JsonType::kArray, fewest, l));
     if (const Json* m = find("maxContains"); m && place.draft >= 2019)
-      all.push_back(counted(Atom::kManyItems, JsonType::kArray, count_of(*m, "maxContains", place.pointer), l));
+      all.push_back(counted(Atom::kManyItems, JsonType::kArray,
+                            count_of(*m, "maxContains", place.pointer), l));
     if (evaluated && place.draft >= 2020) evaluated->contains = true;
   }
 
@@ -153,29 +190,39 @@ void Schema::Impl::read_simple(const Json& j, const Place& place, std::vector<Li
   KeySet others;
   others.kind = KeySet::kAdditional;
   if (listed_members) {
-    if (listed_members->kind != Json::kObject) malformed("properties", place.pointer, "expected an object");
+    if (listed_members->kind != Json::kObject)
+      malformed("properties", place.pointer, "expected an object");
     for (size_t i = 0; i < listed_members->items.size(); ++i) {
       const int32_t n = name(listed_members->keys[i]);
       const int32_t place_in_order = ++order;
       others.names.push_back(n);
       // Kept also where it says nothing, for the order.
-      all.push_back(member(n, read(listed_members->items[i], at("/properties/" + pointer_escaped(listed_members->keys[i]))), place_in_order));
+      all.push_back(member(n,
+                           read(listed_members->items[i],
+                                at("/properties/" + pointer_escaped(listed_members->keys[i]))),
+                           place_in_order));
       if (evaluated) evaluated->names.insert(n);
     }
     std::sort(others.names.begin(), others.names.end());
   }
   if (patterns) {
-    if (patterns->kind != Json::kObject) malformed("patternProperties", place.pointer, "expected an object");
+    if (patterns->kind != Json::kObject)
+      malformed("patternProperties", place.pointer, "expected an object");
     for (size_t i = 0; i < patterns->items.size(); ++i) {
-      const std::string pointer = place.pointer + "/patternProperties/" + pointer_escaped(patterns->keys[i]);
+      const std::string pointer =
+          place.pointer + "/patternProperties/" + pointer_escaped(patterns->keys[i]);
       KeySet keys;
-      keys.lang = langs->both({langs->text(), regex(*langs, patterns->keys[i], {}, "patternProperties", pointer)});
+      keys.lang = langs->both(
+          {langs->text(), regex(*langs, patterns->keys[i], {}, "patternProperties", pointer)});
       others.patterns.push_back(keys.lang);
       if (evaluated) evaluated->patterns.push_back(keys.lang);
-      all.push_back(members(std::move(keys), read(patterns->items[i], at("/patternProperties/" + pointer_escaped(patterns->keys[i])))));
+      all.push_back(members(std::move(keys),
+                            read(patterns->items[i],
+                                 at("/patternProperties/" + pointer_escaped(patterns->keys[i])))));
     }
     std::sort(others.patterns.begin(), others.patterns.end());
-    others.patterns.erase(std::unique(others.patterns.begin(), others.patterns.end()), others.patterns.end());
+    others.patterns.erase(std::unique(others.patterns.begin(), others.patterns.end()),
+                          others.patterns.end());
   }
   if (const Json* v = find("additionalProperties")) {
     all.push_back(members(std::move(others), read(*v, at("/additionalProperties"))));
@@ -186,15 +233,19 @@ void Schema::Impl::read_simple(const Json& j, const Place& place, std::vector<Li
   if (const Json* v = find("required"); v && !(v->boolean() && place.draft <= 4)) {
     if (v->kind != Json::kArray) malformed("required", place.pointer, "expected a list of strings");
     for (const Json& k : v->items) {
-      if (k.kind != Json::kString) malformed("required", place.pointer, "expected a list of strings");
+      if (k.kind != Json::kString)
+        malformed("required", place.pointer, "expected a list of strings");
       all.push_back(required(name(k.text)));
     }
   } else if (v) {
     malformed("required", place.pointer, "expected a list of strings");
   }
   if (const Json* v = find("minProperties"))
-    if (const int64_t n = count_of(*v, "minProperties", place.pointer)) all.push_back(counted(Atom::kMinMembers, JsonType::kObject, n));
-  if (const Json* v = find("maxProperties")) all.push_back(counted(Atom::kMaxMembers, JsonType::kObject, count_of(*v, "maxProperties", place.pointer)));
+    if (const int64_t n = count_of(*v, "minProperties", place.pointer))
+      all.push_back(counted(Atom::kMinMembers, JsonType::kObject, n));
+  if (const Json* v = find("maxProperties"))
+    all.push_back(counted(Atom::kMaxMembers, JsonType::kObject,
+                          count_of(*v, "maxProperties", place.pointer)));
   if (const Json* v = find("propertyNames"); v && place.draft >= 6) {
     const Literal l = read(*v, at("/propertyNames"));
     if (l != kTrueLiteral) {
@@ -216,15 +267,19 @@ void Schema::Impl::read_simple(const Json& j, const Place& place, std::vector<Li
     all.push_back(disjunction({conjunction({has ^ 1}), conjunction(std::move(needed))}));
   };
   if (const Json* v = find("dependentRequired"); v && place.draft >= 2019) {
-    if (v->kind != Json::kObject) malformed("dependentRequired", place.pointer, "expected an object");
+    if (v->kind != Json::kObject)
+      malformed("dependentRequired", place.pointer, "expected an object");
     for (size_t i = 0; i < v->items.size(); ++i) {
-      if (v->items[i].kind != Json::kArray) malformed("dependentRequired", place.pointer, "expected lists of strings");
+      if (v->items[i].kind != Json::kArray)
+        malformed("dependentRequired", place.pointer, "expected lists of strings");
       requires_all(v->keys[i], v->items[i], "dependentRequired");
     }
   }
   if (const Json* v = find("dependencies")) {
     if (v->kind != Json::kObject) malformed("dependencies", place.pointer, "expected an object");
-    if (place.draft >= 2019) warn("dependencies at " + (place.pointer.empty() ? "the root" : place.pointer) + ": read as up to draft 7");
+    if (place.draft >= 2019)
+      warn("dependencies at " + (place.pointer.empty() ? "the root" : place.pointer) +
+           ": read as up to draft 7");
     for (size_t i = 0; i < v->items.size(); ++i) {
       const Json& d = v->items[i];
       if (d.kind == Json::kArray) {

@@ -149,18 +149,20 @@ Literal Schema::Impl::number_atom(Atom::Kind kind, const Decimal& d, bool upper,
   a.number = d;
   a.upper = upper;
   a.exclusive = exclusive;
-  return atom(std::move(a), "n" + std::to_string(kind) + (upper ? "u" : "l") + (exclusive ? "x" : "i") + key_of(d));
+  return atom(std::move(a), "n" + std::to_string(kind) + (upper ? "u" : "l") +
+                                (exclusive ? "x" : "i") + key_of(d));
 }
 
-Literal Schema::Impl::counted(Atom::Kind kind, JsonType type, int64_t count, Literal inner, int64_t from) {
+Literal Schema::Impl::counted(Atom::Kind kind, JsonType type, int64_t count, Literal inner,
+                              int64_t from) {
   Atom a{};
   a.kind = kind;
   a.type = type;
   a.count = count;
   a.inner = inner;
   a.from = from;
-  return atom(std::move(a), "c" + std::to_string(kind) + "," + std::to_string(count) + "," + std::to_string(inner) +
-                                "," + std::to_string(from));
+  return atom(std::move(a), "c" + std::to_string(kind) + "," + std::to_string(count) + "," +
+                                std::to_string(inner) + "," + std::to_string(from));
 }
 
 Literal Schema::Impl::constant(const Json& v) { return one_of_values({&v}); }
@@ -173,7 +175,9 @@ Literal Schema::Impl::one_of_values(const std::vector<const Json*>& values) {
   std::vector<Literal> arrays, objects;
   for (const Json* v : values) {
     switch (v->kind) {
-      case Json::kNull: mask |= type_bit(JsonType::kNull); break;
+      case Json::kNull:
+        mask |= type_bit(JsonType::kNull);
+        break;
       case Json::kFalse:
       case Json::kTrue:
         mask |= type_bit(JsonType::kBool);
@@ -232,9 +236,10 @@ Literal Schema::Impl::one_of_values(const std::vector<const Json*>& values) {
     a.numbers = std::move(numbers);
     all.push_back(atom(std::move(a), key));
   }
-  if (!words.empty()) all.push_back(text(words.size() == 1 ? langs->word(words[0]) : langs->words(std::move(words))));
-  // An atom or formula about arrays holds of every other type, so that a disjunction of several must not
-  // be true of those: "not an array, or one of these".
+  if (!words.empty())
+    all.push_back(text(words.size() == 1 ? langs->word(words[0]) : langs->words(std::move(words))));
+  // An atom or formula about arrays holds of every other type, so that a disjunction of several
+  // must not be true of those: "not an array, or one of these".
   const auto guarded = [&](std::vector<Literal> some, JsonType t) {
     if (some.empty()) return;
     if (some.size() == 1) {

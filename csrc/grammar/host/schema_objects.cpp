@@ -16,7 +16,7 @@ int32_t clipped(int64_t n) { return int32_t(std::min<int64_t>(n, kUnbounded)); }
 std::shared_ptr<ObjectShape> Schema::Impl::object_shape(const Conjunction& c) {
   struct Rule {
     const KeySet* keys;
-    Lang by_name;     // of kByName
+    Lang by_name;  // of kByName
     Literal inner;
   };
   std::vector<Rule> all, some;
@@ -32,7 +32,9 @@ std::shared_ptr<ObjectShape> Schema::Impl::object_shape(const Conjunction& c) {
         if (!fresh) at->second = std::min(at->second, a.order);
         break;
       }
-      case Atom::kRequired: listed.try_emplace(a.name, INT32_MAX); break;
+      case Atom::kRequired:
+        listed.try_emplace(a.name, INT32_MAX);
+        break;
       case Atom::kMembers: {
         Rule r{&a.keys, kNothing, no ? a.inner ^ 1 : a.inner};
         if (a.keys.kind == KeySet::kByName) r.by_name = strings_of(a.keys.key);
@@ -41,18 +43,25 @@ std::shared_ptr<ObjectShape> Schema::Impl::object_shape(const Conjunction& c) {
         break;
       }
       case Atom::kMinMembers:
-        if (no) most = std::min(most, a.count - 1);
-        else fewest = std::max(fewest, a.count);
+        if (no)
+          most = std::min(most, a.count - 1);
+        else
+          fewest = std::max(fewest, a.count);
         break;
       case Atom::kMaxMembers:
-        if (no) fewest = std::max(fewest, a.count + 1);
-        else most = std::min(most, a.count);
+        if (no)
+          fewest = std::max(fewest, a.count + 1);
+        else
+          most = std::min(most, a.count);
         break;
-      default: break;
+      default:
+        break;
     }
   }
   if (most < 0 || fewest > most) return nullptr;
-  if (some.size() > 4) throw BudgetError("patternProperties", "", "more than 4 negated constraints on members meet in one object");
+  if (some.size() > 4)
+    throw BudgetError("patternProperties", "",
+                      "more than 4 negated constraints on members meet in one object");
 
   // Languages of keys, and the kinds of other keys they tell apart.
   std::vector<Lang> patterns;
@@ -61,8 +70,10 @@ std::shared_ptr<ObjectShape> Schema::Impl::object_shape(const Conjunction& c) {
   };
   for (const auto* rules : {&all, &some})
     for (const Rule& r : *rules) {
-      if (r.keys->kind == KeySet::kLanguage) note(r.keys->lang);
-      else if (r.keys->kind == KeySet::kByName) note(r.by_name);
+      if (r.keys->kind == KeySet::kLanguage)
+        note(r.keys->lang);
+      else if (r.keys->kind == KeySet::kByName)
+        note(r.by_name);
       else
         for (const Lang p : r.keys->patterns) note(p);
     }
@@ -71,7 +82,8 @@ std::shared_ptr<ObjectShape> Schema::Impl::object_shape(const Conjunction& c) {
     uint64_t in;  // bits of patterns
   };
   std::vector<Kind> kinds{{langs->text(), 0}};
-  if (patterns.size() > 63) throw BudgetError("patternProperties", "", "more than 63 patterns of keys meet in one object");
+  if (patterns.size() > 63)
+    throw BudgetError("patternProperties", "", "more than 63 patterns of keys meet in one object");
   for (size_t p = 0; p < patterns.size(); ++p) {
     std::vector<Kind> next;
     for (const Kind& k : kinds) {
@@ -82,13 +94,17 @@ std::shared_ptr<ObjectShape> Schema::Impl::object_shape(const Conjunction& c) {
       if (langs->alive(out)) next.push_back({out, k.in});
     }
     kinds = std::move(next);
-    if (kinds.size() > kMostClasses) throw BudgetError("patternProperties", "", "patterns of keys meet in more than " + std::to_string(kMostClasses) + " ways");
+    if (kinds.size() > kMostClasses)
+      throw BudgetError(
+          "patternProperties", "",
+          "patterns of keys meet in more than " + std::to_string(kMostClasses) + " ways");
   }
   if (!patterns.empty()) {
     std::vector<Kind> endless;
     for (const Kind& k : kinds) {
       if (!langs->infinite(k.lang) && langs->count(k.lang, kMostListed + 1) <= kMostListed)
-        for (const std::string& s : langs->list(k.lang, kMostListed + 1)) listed.try_emplace(name(s), INT32_MAX);
+        for (const std::string& s : langs->list(k.lang, kMostListed + 1))
+          listed.try_emplace(name(s), INT32_MAX);
       else
         endless.push_back(k);
     }
@@ -96,21 +112,30 @@ std::shared_ptr<ObjectShape> Schema::Impl::object_shape(const Conjunction& c) {
   }
   const auto is_in = [&](const Rule& r, const std::string& key, int32_t id) {
     switch (r.keys->kind) {
-      case KeySet::kLanguage: return langs->accepts(langs->steps(r.keys->lang, key));
-      case KeySet::kByName: return langs->accepts(langs->steps(r.by_name, key));
-      default: break;
+      case KeySet::kLanguage:
+        return langs->accepts(langs->steps(r.keys->lang, key));
+      case KeySet::kByName:
+        return langs->accepts(langs->steps(r.by_name, key));
+      default:
+        break;
     }
-    if (std::find(r.keys->names.begin(), r.keys->names.end(), id) != r.keys->names.end()) return false;
+    if (std::find(r.keys->names.begin(), r.keys->names.end(), id) != r.keys->names.end())
+      return false;
     for (const Lang p : r.keys->patterns)
       if (langs->accepts(langs->steps(p, key))) return false;
     return true;
   };
   const auto kind_in = [&](const Rule& r, uint64_t in) {
-    const auto bit = [&](Lang p) { return in >> (std::find(patterns.begin(), patterns.end(), p) - patterns.begin()) & 1; };
+    const auto bit = [&](Lang p) {
+      return in >> (std::find(patterns.begin(), patterns.end(), p) - patterns.begin()) & 1;
+    };
     switch (r.keys->kind) {
-      case KeySet::kLanguage: return bool(bit(r.keys->lang));
-      case KeySet::kByName: return bool(bit(r.by_name));
-      default: break;
+      case KeySet::kLanguage:
+        return bool(bit(r.keys->lang));
+      case KeySet::kByName:
+        return bool(bit(r.by_name));
+      default:
+        break;
     }
     for (const Lang p : r.keys->patterns)
       if (bit(p)) return false;
@@ -126,7 +151,8 @@ std::shared_ptr<ObjectShape> Schema::Impl::object_shape(const Conjunction& c) {
   };
   std::unordered_map<int32_t, std::vector<Literal>> said;
   for (const auto& [n, l] : c.members) said[n].push_back(l);
-  const std::set<int32_t> required_names(c.required.begin(), c.required.end()), forbidden(c.forbidden.begin(), c.forbidden.end());
+  const std::set<int32_t> required_names(c.required.begin(), c.required.end()),
+      forbidden(c.forbidden.begin(), c.forbidden.end());
   std::map<std::string, std::pair<int32_t, int32_t>> sorted;
   for (const auto& [n, place] : listed) sorted[names[size_t(n)]] = {n, place};
   for (const auto& [text, at] : sorted) {
@@ -141,7 +167,8 @@ std::shared_ptr<ObjectShape> Schema::Impl::object_shape(const Conjunction& c) {
       if (is_in(r, text, at.first)) literals.push_back(r.inner);
     if (forbidden.count(at.first)) literals = {kFalseLiteral};
     k.goal = goal(std::move(literals));
-    if (k.required && goals[size_t(k.goal)].literals == std::vector<Literal>{kFalseLiteral}) return nullptr;
+    if (k.required && goals[size_t(k.goal)].literals == std::vector<Literal>{kFalseLiteral})
+      return nullptr;
     k.allowed = true;
     serving(k.goal_if, k.goal, [&](const Rule& r) { return is_in(r, text, at.first); });
     shape->required += k.required;
@@ -171,8 +198,10 @@ bool Schema::Impl::shape_possible(const ObjectShape& s) const {
   int32_t available = 0;
   bool endless = false;
   for (const NamedKey& k : s.names) {
-    if (ok(k.goal)) ++available;
-    else if (k.required) return false;
+    if (ok(k.goal))
+      ++available;
+    else if (k.required)
+      return false;
   }
   for (const KeyClass& k : s.classes) endless |= ok(k.goal);
   if (!endless && available < s.fewest) return false;
@@ -203,9 +232,12 @@ void Schema::Impl::finish(ObjectShape& s) {
   s.classes = std::move(left);
   s.open = !s.classes.empty();
   if (s.some > 1 && s.most != kUnbounded)
-    throw GrammarError("maxProperties", "", "beside several negated constraints on members it is not supported");
+    throw GrammarError("maxProperties", "",
+                       "beside several negated constraints on members it is not supported");
   if (s.some > 1 && s.classes.empty())
-    throw GrammarError("additionalProperties", "", "several negated constraints on the members of a closed object are not supported");
+    throw GrammarError(
+        "additionalProperties", "",
+        "several negated constraints on the members of a closed object are not supported");
   // The tree of names. Names are sorted, so that those below a node are neighbours.
   s.tree.assign(1, {});
   s.tree[0].high = int32_t(s.names.size());
@@ -229,8 +261,10 @@ void Schema::Impl::finish(ObjectShape& s) {
       const int32_t child = int32_t(s.tree.size());
       s.tree.push_back({});
       s.tree.back().byte = uint8_t(b);
-      if (last < 0) s.tree[size_t(o.node)].first_child = child;
-      else s.tree[size_t(last)].next = child;
+      if (last < 0)
+        s.tree[size_t(o.node)].first_child = child;
+      else
+        s.tree[size_t(last)].next = child;
       last = child;
       todo.push_back({child, i, end, o.depth + 1});
       i = end;

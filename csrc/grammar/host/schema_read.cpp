@@ -8,7 +8,7 @@ namespace tokops::grammar {
 
 namespace {
 
-constexpr int32_t kDeepest = 400;       // schemas within schemas
+constexpr int32_t kDeepest = 400;  // schemas within schemas
 
 bool one_of_words(std::string_view s, std::initializer_list<std::string_view> words) {
   for (const std::string_view w : words)
@@ -30,25 +30,65 @@ int32_t draft_of(std::string_view uri, int32_t otherwise) {
 
 // Keywords that say nothing about which values are valid.
 bool annotation(std::string_view k) {
-  return one_of_words(k, {"$schema", "$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor", "$comment", "$vocabulary", "title",
-                          "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly", "definitions",
-                          "$defs", "contentEncoding", "contentMediaType", "contentSchema"});
+  return one_of_words(
+      k, {"$schema",          "$id",         "id",          "$anchor",         "$dynamicAnchor",
+          "$recursiveAnchor", "$comment",    "$vocabulary", "title",           "description",
+          "default",          "example",     "examples",    "deprecated",      "readOnly",
+          "writeOnly",        "definitions", "$defs",       "contentEncoding", "contentMediaType",
+          "contentSchema"});
 }
 
 bool assertion(std::string_view k) {
-  return one_of_words(
-      k, {"$ref", "$dynamicRef", "$recursiveRef", "type", "enum", "const", "multipleOf", "maximum", "exclusiveMaximum",
-          "minimum", "exclusiveMinimum", "maxLength", "minLength", "pattern", "format", "items", "additionalItems", "prefixItems",
-          "maxItems", "minItems", "uniqueItems", "contains", "maxContains", "minContains", "maxProperties", "minProperties",
-          "required", "properties", "patternProperties", "additionalProperties", "dependencies", "dependentRequired",
-          "dependentSchemas", "propertyNames", "if", "then", "else", "allOf", "anyOf", "oneOf", "not", "unevaluatedItems",
-          "unevaluatedProperties"});
+  return one_of_words(k, {"$ref",
+                          "$dynamicRef",
+                          "$recursiveRef",
+                          "type",
+                          "enum",
+                          "const",
+                          "multipleOf",
+                          "maximum",
+                          "exclusiveMaximum",
+                          "minimum",
+                          "exclusiveMinimum",
+                          "maxLength",
+                          "minLength",
+                          "pattern",
+                          "format",
+                          "items",
+                          "additionalItems",
+                          "prefixItems",
+                          "maxItems",
+                          "minItems",
+                          "uniqueItems",
+                          "contains",
+                          "maxContains",
+                          "minContains",
+                          "maxProperties",
+                          "minProperties",
+                          "required",
+                          "properties",
+                          "patternProperties",
+                          "additionalProperties",
+                          "dependencies",
+                          "dependentRequired",
+                          "dependentSchemas",
+                          "propertyNames",
+                          "if",
+                          "then",
+                          "else",
+                          "allOf",
+                          "anyOf",
+                          "oneOf",
+                          "not",
+                          "unevaluatedItems",
+                          "unevaluatedProperties"});
 }
 
 }  // namespace
 
 void Schema::Impl::warn(const std::string& w) {
-  if (warnings.size() < 200 && std::find(warnings.begin(), warnings.end(), w) == warnings.end()) warnings.push_back(w);
+  if (warnings.size() < 200 && std::find(warnings.begin(), warnings.end(), w) == warnings.end())
+    warnings.push_back(w);
 }
 
 void Schema::Impl::tick() {
@@ -56,10 +96,13 @@ void Schema::Impl::tick() {
     if (options.interrupt) options.interrupt();
     const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
     if (spent.count() > options.timeout)
-      throw BudgetError("timeout", "", "compiling took longer than " + std::to_string(options.timeout) + " s");
+      throw BudgetError("timeout", "",
+                        "compiling took longer than " + std::to_string(options.timeout) + " s");
   }
   if (steps > options.max_steps)
-    throw BudgetError("max_steps", "", "the search for the shapes of values took more than " + std::to_string(options.max_steps) + " steps");
+    throw BudgetError("max_steps", "",
+                      "the search for the shapes of values took more than " +
+                          std::to_string(options.max_steps) + " steps");
 }
 
 void Schema::Impl::add_document(const Json& j, const std::string& base, int32_t draft) {
@@ -69,9 +112,13 @@ void Schema::Impl::add_document(const Json& j, const std::string& base, int32_t 
 
 // Notes where the document names its parts.
 void Schema::Impl::index(const Json& j, Place place, int32_t level) {
-  if (level > kDeepest) throw BudgetError("nesting", place.pointer, "the schema is nested more than " + std::to_string(kDeepest) + " levels deep");
+  if (level > kDeepest)
+    throw BudgetError(
+        "nesting", place.pointer,
+        "the schema is nested more than " + std::to_string(kDeepest) + " levels deep");
   if (j.kind == Json::kObject) {
-    if (const Json* s = j.find("$schema"); s && s->kind == Json::kString) place.draft = draft_of(s->text, place.draft);
+    if (const Json* s = j.find("$schema"); s && s->kind == Json::kString)
+      place.draft = draft_of(s->text, place.draft);
     const Json* id = j.find(place.draft == 4 ? "id" : "$id");
     if (place.draft <= 7 && j.find("$ref")) id = nullptr;  // siblings of $ref say nothing there
     bool opens = false;
@@ -91,16 +138,20 @@ void Schema::Impl::index(const Json& j, Place place, int32_t level) {
         anchors.insert_or_assign(place.base + "#" + a->text, Resource{&j, place});
         if (word[1] == 'd') ++dynamic_anchors[a->text];
       }
-    if (const Json* a = j.find("$recursiveAnchor"); a && a->kind == Json::kTrue) ++dynamic_anchors["$recursive"];
+    if (const Json* a = j.find("$recursiveAnchor"); a && a->kind == Json::kTrue)
+      ++dynamic_anchors["$recursive"];
     if (opens || level == 0) places[&j] = place;
     for (size_t i = 0; i < j.items.size(); ++i) {
       const Json& v = j.items[i];
       if (v.kind != Json::kObject && v.kind != Json::kArray) continue;
       const std::string& k = j.keys[i];
-      const bool maps = one_of_words(k, {"properties", "patternProperties", "definitions", "$defs", "dependentSchemas", "dependencies"});
+      const bool maps = one_of_words(k, {"properties", "patternProperties", "definitions", "$defs",
+                                         "dependentSchemas", "dependencies"});
       const bool list = v.kind == Json::kArray;
-      if (!maps && !one_of_words(k, {"allOf", "anyOf", "oneOf", "items", "prefixItems", "additionalItems", "additionalProperties", "not", "if",
-                                     "then", "else", "contains", "propertyNames", "unevaluatedItems", "unevaluatedProperties", "contentSchema"}))
+      if (!maps && !one_of_words(k, {"allOf", "anyOf", "oneOf", "items", "prefixItems",
+                                     "additionalItems", "additionalProperties", "not", "if", "then",
+                                     "else", "contains", "propertyNames", "unevaluatedItems",
+                                     "unevaluatedProperties", "contentSchema"}))
         continue;  // an $id elsewhere names nothing
       Place inner = place;
       inner.pointer += "/" + pointer_escaped(k);
@@ -118,17 +169,20 @@ void Schema::Impl::index(const Json& j, Place place, int32_t level) {
   }
 }
 
-Schema::Impl::Resource Schema::Impl::resolve(const std::string& reference, const Place& from, const char* keyword) {
+Schema::Impl::Resource Schema::Impl::resolve(const std::string& reference, const Place& from,
+                                             const char* keyword) {
   const size_t hash = reference.find('#');
   const std::string uri = resolve_uri(from.base, reference.substr(0, hash));
-  const std::string fragment = hash == std::string::npos ? "" : percent_decoded(reference.substr(hash + 1));
+  const std::string fragment =
+      hash == std::string::npos ? "" : percent_decoded(reference.substr(hash + 1));
   auto found = resources.find(uri);
   if (found == resources.end()) {
     auto known = options.registry.find(uri);
     if (known == options.registry.end()) known = options.registry.find(uri + "#");
     if (known == options.registry.end())
-      throw GrammarError(keyword, from.pointer, "can't resolve " + reference + ": there is no document " + uri +
-                                                     " (pass it in registry={uri: schema})");
+      throw GrammarError(keyword, from.pointer,
+                         "can't resolve " + reference + ": there is no document " + uri +
+                             " (pass it in registry={uri: schema})");
     kept.push_back(known->second);
     add_document(kept.back(), uri, from.draft);
     found = resources.find(uri);
@@ -136,7 +190,9 @@ Schema::Impl::Resource Schema::Impl::resolve(const std::string& reference, const
   if (fragment.empty()) return found->second;
   if (fragment[0] != '/') {
     const auto a = anchors.find(uri + "#" + fragment);
-    if (a == anchors.end()) throw GrammarError(keyword, from.pointer, "can't resolve " + reference + ": there is no such anchor");
+    if (a == anchors.end())
+      throw GrammarError(keyword, from.pointer,
+                         "can't resolve " + reference + ": there is no such anchor");
     return a->second;
   }
   // A JSON pointer; resources on its way change the base.
@@ -157,11 +213,14 @@ Schema::Impl::Resource Schema::Impl::resolve(const std::string& reference, const
     const Json* next = nullptr;
     if (at.json->kind == Json::kObject) {
       next = at.json->find(token);
-    } else if (at.json->kind == Json::kArray && !token.empty() && token.size() < 9 && token.find_first_not_of("0123456789") == token.npos) {
+    } else if (at.json->kind == Json::kArray && !token.empty() && token.size() < 9 &&
+               token.find_first_not_of("0123456789") == token.npos) {
       const size_t i = std::stoul(token);
       if (i < at.json->items.size()) next = &at.json->items[i];
     }
-    if (!next) throw GrammarError(keyword, from.pointer, "can't resolve " + reference + ": there is nothing at this place");
+    if (!next)
+      throw GrammarError(keyword, from.pointer,
+                         "can't resolve " + reference + ": there is nothing at this place");
     at.json = next;
     at.place.pointer += "/" + pointer_escaped(token);
     if (const auto own = places.find(next); own != places.end()) at.place = own->second;
@@ -174,7 +233,8 @@ Literal Schema::Impl::read(const Json& j, const Place& outer) {
   tick();
   if (j.kind == Json::kTrue) return kTrueLiteral;
   if (j.kind == Json::kFalse) return kFalseLiteral;
-  if (j.kind != Json::kObject) malformed("schema", outer.pointer, "a schema is an object or a boolean");
+  if (j.kind != Json::kObject)
+    malformed("schema", outer.pointer, "a schema is an object or a boolean");
   if (j.items.empty()) return kTrueLiteral;
   if (const auto at = read_schemas.find(&j); at != read_schemas.end()) return at->second;
   const auto own = places.find(&j);
@@ -183,14 +243,21 @@ Literal Schema::Impl::read(const Json& j, const Place& outer) {
     std::string uri = meta->text;
     if (!uri.empty() && uri.back() == '#') uri.pop_back();
     if (const auto known = options.registry.find(uri); known != options.registry.end())
-      if (const Json* words = known->second.find("$vocabulary"); words && words->kind == Json::kObject) {
+      if (const Json* words = known->second.find("$vocabulary");
+          words && words->kind == Json::kObject) {
         bool validates = false;
         for (const std::string& w : words->keys) validates |= w.find("/vocab/validation") != w.npos;
-        if (!validates) throw GrammarError("$schema", place.pointer, "a meta-schema without the validation vocabulary is not supported");
+        if (!validates)
+          throw GrammarError("$schema", place.pointer,
+                             "a meta-schema without the validation vocabulary is not supported");
       }
   }
-  if (place.draft == 3) malformed("$schema", place.pointer, "draft 3 and earlier are not supported");
-  if (++depth > kDeepest) throw BudgetError("nesting", place.pointer, "the schema is nested more than " + std::to_string(kDeepest) + " levels deep");
+  if (place.draft == 3)
+    malformed("$schema", place.pointer, "draft 3 and earlier are not supported");
+  if (++depth > kDeepest)
+    throw BudgetError(
+        "nesting", place.pointer,
+        "the schema is nested more than " + std::to_string(kDeepest) + " levels deep");
   // A reference to a schema that is still being read ends at its link.
   const Literal link = Literal(2 * nodes.size());
   Node n{};
@@ -228,7 +295,8 @@ Literal Schema::Impl::read_keywords(const Json& j, const Place& place) {
     const Resource to = resolve(r.text, place, "$ref");
     return read(*to.json, to.place);
   }
-  const bool members_left = j.find("unevaluatedProperties"), items_left = j.find("unevaluatedItems");
+  const bool members_left = j.find("unevaluatedProperties"),
+             items_left = j.find("unevaluatedItems");
   if ((members_left || items_left) && place.draft >= 2019) {
     // Ways to satisfy the rest of the schema, each with what it evaluates.
     std::vector<Literal> ways;
@@ -245,11 +313,14 @@ Literal Schema::Impl::read_keywords(const Json& j, const Place& place) {
       }
       if (const Json* u = j.find("unevaluatedItems"); u && !c.evaluated.all_items) {
         if (c.evaluated.contains && u->kind != Json::kTrue)
-          throw GrammarError("unevaluatedItems", place.pointer, "beside contains it depends on which items match, which is not supported");
+          throw GrammarError(
+              "unevaluatedItems", place.pointer,
+              "beside contains it depends on which items match, which is not supported");
         Place inner = place;
         inner.pointer += "/unevaluatedItems";
         const Literal item = read(*u, inner);
-        if (item != kTrueLiteral) all.push_back(counted(Atom::kItemsFrom, JsonType::kArray, 0, item, c.evaluated.items));
+        if (item != kTrueLiteral)
+          all.push_back(counted(Atom::kItemsFrom, JsonType::kArray, 0, item, c.evaluated.items));
       }
       ways.push_back(conjunction(std::move(all)));
     }
@@ -265,9 +336,11 @@ Literal Schema::Impl::read_keywords(const Json& j, const Place& place) {
   const auto list = [&](const char* keyword) {
     std::vector<Literal> out;
     if (const Json* v = j.find(keyword)) {
-      if (v->kind != Json::kArray || v->items.empty()) malformed(keyword, place.pointer, "expected a list of schemas that is not empty");
+      if (v->kind != Json::kArray || v->items.empty())
+        malformed(keyword, place.pointer, "expected a list of schemas that is not empty");
       for (size_t i = 0; i < v->items.size(); ++i)
-        out.push_back(read(v->items[i], inner_place("/" + std::string(keyword) + "/" + std::to_string(i))));
+        out.push_back(
+            read(v->items[i], inner_place("/" + std::string(keyword) + "/" + std::to_string(i))));
     }
     return out;
   };
@@ -276,25 +349,33 @@ Literal Schema::Impl::read_keywords(const Json& j, const Place& place) {
   if (j.find("oneOf")) all.push_back(one_of(list("oneOf"), place));
   if (const Json* v = j.find("if"); v && place.draft >= 7) {
     const Literal condition = read(*v, inner_place("/if"));
-    const Literal then = j.find("then") ? read(*j.find("then"), inner_place("/then")) : kTrueLiteral;
-    const Literal otherwise = j.find("else") ? read(*j.find("else"), inner_place("/else")) : kTrueLiteral;
+    const Literal then =
+        j.find("then") ? read(*j.find("then"), inner_place("/then")) : kTrueLiteral;
+    const Literal otherwise =
+        j.find("else") ? read(*j.find("else"), inner_place("/else")) : kTrueLiteral;
     if (then != otherwise)
-      all.push_back(disjunction({conjunction({condition, then}), conjunction({condition ^ 1, otherwise})}));
+      all.push_back(
+          disjunction({conjunction({condition, then}), conjunction({condition ^ 1, otherwise})}));
     else
       all.push_back(then);
   }
   if (const Json* v = j.find("dependentSchemas"); v && place.draft >= 2019) {
-    if (v->kind != Json::kObject) malformed("dependentSchemas", place.pointer, "expected an object");
+    if (v->kind != Json::kObject)
+      malformed("dependentSchemas", place.pointer, "expected an object");
     for (size_t i = 0; i < v->items.size(); ++i) {
       const Literal has = required(name(v->keys[i]));
-      const Literal then = read(v->items[i], inner_place("/dependentSchemas/" + pointer_escaped(v->keys[i])));
-      all.push_back(disjunction({types(uint8_t(63 & ~type_bit(JsonType::kObject))), conjunction({has ^ 1, types(type_bit(JsonType::kObject))}),
+      const Literal then =
+          read(v->items[i], inner_place("/dependentSchemas/" + pointer_escaped(v->keys[i])));
+      all.push_back(disjunction({types(uint8_t(63 & ~type_bit(JsonType::kObject))),
+                                 conjunction({has ^ 1, types(type_bit(JsonType::kObject))}),
                                  conjunction({has, then})}));
     }
   }
   for (const char* keyword : {"$ref", "$dynamicRef", "$recursiveRef"}) {
     const Json* v = j.find(keyword);
-    if (!v || (keyword[1] == 'd' && place.draft < 2020) || (keyword[2] == 'e' && keyword[1] == 'r' && keyword[3] == 'c' && place.draft != 2019)) continue;
+    if (!v || (keyword[1] == 'd' && place.draft < 2020) ||
+        (keyword[2] == 'e' && keyword[1] == 'r' && keyword[3] == 'c' && place.draft != 2019))
+      continue;
     if (v->kind != Json::kString) malformed(keyword, place.pointer, "expected a string");
     const Resource to = resolve(v->text, place, keyword);
     if (keyword[1] == 'd') {
@@ -302,16 +383,23 @@ Literal Schema::Impl::read_keywords(const Json& j, const Place& place) {
       const std::string anchor = hash == std::string::npos ? "" : v->text.substr(hash + 1);
       const auto known = dynamic_anchors.find(anchor);
       if (to.json->find("$dynamicAnchor") && known != dynamic_anchors.end() && known->second > 1)
-        throw GrammarError(keyword, place.pointer, "several schemas have the dynamic anchor " + anchor + ": which is meant depends on the way there, which is not supported");
+        throw GrammarError(keyword, place.pointer,
+                           "several schemas have the dynamic anchor " + anchor +
+                               ": which is meant depends on the way there, which is not supported");
     }
     if (keyword[1] == 'r' && keyword[3] == 'c')
-      if (const auto known = dynamic_anchors.find("$recursive"); known != dynamic_anchors.end() && known->second > 1)
-        throw GrammarError(keyword, place.pointer, "several schemas have $recursiveAnchor: which is meant depends on the way there, which is not supported");
+      if (const auto known = dynamic_anchors.find("$recursive");
+          known != dynamic_anchors.end() && known->second > 1)
+        throw GrammarError(keyword, place.pointer,
+                           "several schemas have $recursiveAnchor: which is meant depends on the "
+                           "way there, which is not supported");
     all.push_back(read(*to.json, to.place));
   }
   for (const std::string& k : j.keys)
     if (!annotation(k) && !assertion(k))
-      warn("unknown keyword \"" + k + "\" at " + (place.pointer.empty() ? "the root" : place.pointer) + ": not checked, as the specification says");
+      warn("unknown keyword \"" + k + "\" at " +
+           (place.pointer.empty() ? "the root" : place.pointer) +
+           ": not checked, as the specification says");
   return conjunction(std::move(all));
 }
 

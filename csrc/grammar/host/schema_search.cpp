@@ -30,7 +30,9 @@ Truth Schema::Impl::status(Literal l, const Conjunction& c, JsonType type, int32
   if (k != Truth::kOpen || level > 8) return k;
   const Node& n = nodes[size_t(l >> 1)];
   const bool no = l & 1;
-  const auto flip = [&](Truth t) { return t == Truth::kOpen || !no ? t : t == Truth::kTrue ? Truth::kFalse : Truth::kTrue; };
+  const auto flip = [&](Truth t) {
+    return t == Truth::kOpen || !no ? t : t == Truth::kTrue ? Truth::kFalse : Truth::kTrue;
+  };
   switch (n.kind) {
     case Node::kAtom: {
       if (c.has(l)) return Truth::kTrue;
@@ -48,7 +50,8 @@ Truth Schema::Impl::status(Literal l, const Conjunction& c, JsonType type, int32
         if (possible_yet(goal(all), nullptr) == Truth::kFalse) return flip(Truth::kTrue);
         if (needed) {
           all.back() = a.inner;
-          if (possible_yet(goal(std::move(all)), nullptr) == Truth::kFalse) return flip(Truth::kFalse);
+          if (possible_yet(goal(std::move(all)), nullptr) == Truth::kFalse)
+            return flip(Truth::kFalse);
         }
       }
       return Truth::kOpen;
@@ -62,13 +65,16 @@ Truth Schema::Impl::status(Literal l, const Conjunction& c, JsonType type, int32
       }
       return all ? flip(Truth::kTrue) : Truth::kOpen;
     }
-    case Node::kLink: return n.kids.empty() ? Truth::kOpen : flip(status(n.kids[0], c, type, level + 1));
-    default: return Truth::kOpen;
+    case Node::kLink:
+      return n.kids.empty() ? Truth::kOpen : flip(status(n.kids[0], c, type, level + 1));
+    default:
+      return Truth::kOpen;
   }
 }
 
 // Adds to `out` the ways to satisfy all of `todo` beside `c`. False where there is none.
-bool Schema::Impl::search(std::vector<Literal> todo, Conjunction c, JsonType type, std::vector<Conjunction>& out) {
+bool Schema::Impl::search(std::vector<Literal> todo, Conjunction c, JsonType type,
+                          std::vector<Conjunction>& out) {
   while (true) {
     while (!todo.empty()) {
       tick();
@@ -76,26 +82,33 @@ bool Schema::Impl::search(std::vector<Literal> todo, Conjunction c, JsonType typ
       todo.pop_back();
       const Node& n = nodes[size_t(l >> 1)];
       const bool no = l & 1;
-      const bool listed = n.kind == Node::kAtom && atoms[size_t(n.atom)].kind == Atom::kMember && type == JsonType::kObject;
+      const bool listed = n.kind == Node::kAtom && atoms[size_t(n.atom)].kind == Atom::kMember &&
+                          type == JsonType::kObject;
       if (!listed) {
         const Truth k = known(l, type);
         if (k == Truth::kFalse) return false;
         if (k == Truth::kTrue) continue;
       }
       switch (n.kind) {
-        case Node::kTrue: break;
+        case Node::kTrue:
+          break;
         case Node::kAtom:
           if (!add_atom(c, l, type)) return false;
           break;
         case Node::kAnd:
-          if (no) c.open.push_back(l);
-          else todo.insert(todo.end(), n.kids.rbegin(), n.kids.rend());
+          if (no)
+            c.open.push_back(l);
+          else
+            todo.insert(todo.end(), n.kids.rbegin(), n.kids.rend());
           break;
         case Node::kLink:
-          if (n.kids.empty()) throw GrammarError("$ref", n.pointer, "the schema refers to itself without end");
+          if (n.kids.empty())
+            throw GrammarError("$ref", n.pointer, "the schema refers to itself without end");
           if (c.links.insert(l).second) todo.push_back(n.kids[0] ^ Literal(no));
           break;
-        case Node::kOneOf: todo.push_back(resolved(l >> 1) ^ Literal(no)); break;
+        case Node::kOneOf:
+          todo.push_back(resolved(l >> 1) ^ Literal(no));
+          break;
       }
     }
     // Disjunctions: drop what holds, follow what is left alone, and branch at the shortest.
@@ -134,22 +147,28 @@ bool Schema::Impl::search(std::vector<Literal> todo, Conjunction c, JsonType typ
     if (again) continue;
     if (type == JsonType::kObject)
       for (const int32_t n : c.required)
-        if (std::vector<Literal> all = c.of(n); !all.empty() && possible_yet(goal(std::move(all)), nullptr) == Truth::kFalse) return false;
+        if (std::vector<Literal> all = c.of(n);
+            !all.empty() && possible_yet(goal(std::move(all)), nullptr) == Truth::kFalse)
+          return false;
     if (best == SIZE_MAX) {
       if (int64_t(out.size()) >= options.max_alternatives)
-        throw BudgetError("max_alternatives", "", "a value has more than " + std::to_string(options.max_alternatives) + " shapes");
+        throw BudgetError(
+            "max_alternatives", "",
+            "a value has more than " + std::to_string(options.max_alternatives) + " shapes");
       out.push_back(std::move(c));
       return true;
     }
     c.open.erase(c.open.begin() + long(best));
     bool any = false;
-    std::vector<Literal> others;  // choices that are atoms are kept apart: each way then has its own values
+    std::vector<Literal>
+        others;  // choices that are atoms are kept apart: each way then has its own values
     for (const Literal choice : choices) {
       std::vector<Literal> next = others;
       next.push_back(choice);
       any |= search(std::move(next), c, type, out);
       const Node& n = nodes[size_t(choice >> 1)];
-      if (n.kind == Node::kAtom && (atoms[size_t(n.atom)].kind == Atom::kRequired || atoms[size_t(n.atom)].kind == Atom::kMinLength ||
+      if (n.kind == Node::kAtom && (atoms[size_t(n.atom)].kind == Atom::kRequired ||
+                                    atoms[size_t(n.atom)].kind == Atom::kMinLength ||
                                     atoms[size_t(n.atom)].kind == Atom::kMaxLength))
         others.push_back(choice ^ 1);
     }
@@ -184,7 +203,8 @@ Literal Schema::Impl::resolved(int32_t id) {
   return l;
 }
 
-// --- whether there is a value, while compiling ------------------------------------------------------
+// --- whether there is a value, while compiling
+// ------------------------------------------------------
 
 void Schema::Impl::scalar_parts(Goal id) {
   GoalData& g = goals[size_t(id)];
@@ -244,7 +264,8 @@ Truth Schema::Impl::possible_yet(Goal id, bool* certain) {
   scalar_parts(id);
   {
     const Value& v = goals[size_t(id)].value;
-    if (v.null || v.yes || v.no || v.number != kNothing || !v.strings.empty()) answer = Truth::kTrue;
+    if (v.null || v.yes || v.no || v.number != kNothing || !v.strings.empty())
+      answer = Truth::kTrue;
   }
   if (answer != Truth::kTrue) {
     part(id, JsonType::kArray);

@@ -1,5 +1,5 @@
-// From goals to values: what is false of a type is dropped, disjunctions are searched, and what is left
-// is a language or a shape.
+// From goals to values: what is false of a type is dropped, disjunctions are searched, and what is
+// left is a language or a shape.
 #include <cstring>
 
 #include "compact.h"
@@ -7,12 +7,12 @@
 
 namespace tokops::grammar {
 
-
 Goal Schema::Impl::goal(std::vector<Literal> literals) {
   std::sort(literals.begin(), literals.end());
   literals.erase(std::unique(literals.begin(), literals.end()), literals.end());
   bool no = false;
-  for (size_t i = 0; i + 1 < literals.size(); ++i) no |= (literals[i] ^ 1) == literals[i + 1] && !(literals[i] & 1);
+  for (size_t i = 0; i + 1 < literals.size(); ++i)
+    no |= (literals[i] ^ 1) == literals[i + 1] && !(literals[i] & 1);
   for (const Literal l : literals) no |= l == kFalseLiteral;
   if (no) literals = {kFalseLiteral};
   if (!literals.empty() && literals[0] == kTrueLiteral) literals.erase(literals.begin());
@@ -30,7 +30,8 @@ Goal Schema::Impl::join(Goal g, Literal l) {
   return goal(std::move(all));
 }
 
-// --- truth ------------------------------------------------------------------------------------------
+// --- truth
+// ------------------------------------------------------------------------------------------
 
 // Whether every value of a type satisfies the literal, or none.
 Truth Schema::Impl::known(Literal l, JsonType type) {
@@ -40,11 +41,15 @@ Truth Schema::Impl::known(Literal l, JsonType type) {
     memo = 3;
     int8_t answer = 2;
     switch (n.kind) {
-      case Node::kTrue: answer = 1; break;
+      case Node::kTrue:
+        answer = 1;
+        break;
       case Node::kAtom: {
         const Atom& a = atoms[size_t(n.atom)];
-        if (a.kind == Atom::kTypeIn) answer = a.types & type_bit(type) ? 1 : 0;
-        else if (a.type != type) answer = 1;
+        if (a.kind == Atom::kTypeIn)
+          answer = a.types & type_bit(type) ? 1 : 0;
+        else if (a.type != type)
+          answer = 1;
         break;
       }
       case Node::kAnd: {
@@ -83,9 +88,9 @@ Truth Schema::Impl::known(Literal l, JsonType type) {
   return (memo == 1) != bool(l & 1) ? Truth::kTrue : Truth::kFalse;
 }
 
-// Whether one value satisfies the literal: 0, 1, or 2 where it can't be said. Values: null; false and
-// true; and of numbers with an exponent what is known of them, which is their sign (`which` % 3: below,
-// at, above 0) and whether they are integers (`which` / 3).
+// Whether one value satisfies the literal: 0, 1, or 2 where it can't be said. Values: null; false
+// and true; and of numbers with an exponent what is known of them, which is their sign (`which` %
+// 3: below, at, above 0) and whether they are integers (`which` / 3).
 int Schema::Impl::point(Literal l, int type, int which, std::set<int32_t>& open) {
   const Truth k = known(l, JsonType(type));
   if (k != Truth::kOpen) return k == Truth::kTrue;
@@ -93,14 +98,18 @@ int Schema::Impl::point(Literal l, int type, int which, std::set<int32_t>& open)
   const Node& n = nodes[size_t(id)];
   int answer = 1;
   switch (n.kind) {
-    case Node::kTrue: break;
+    case Node::kTrue:
+      break;
     case Node::kAtom: {
       const Atom& a = atoms[size_t(n.atom)];
-      if (a.kind == Atom::kBoolIn) answer = a.types >> which & 1;
-      else if (a.kind == Atom::kInteger) answer = which / 3;
+      if (a.kind == Atom::kBoolIn)
+        answer = a.types >> which & 1;
+      else if (a.kind == Atom::kInteger)
+        answer = which / 3;
       else if (a.kind == Atom::kBound && a.number.digits.empty())
         answer = which % 3 == 1 ? !a.exclusive : (which % 3 == 2) == !a.upper;
-      else answer = 2;
+      else
+        answer = 2;
       break;
     }
     case Node::kAnd:
@@ -114,7 +123,8 @@ int Schema::Impl::point(Literal l, int type, int which, std::set<int32_t>& open)
       }
       break;
     case Node::kLink:
-      if (!open.insert(id).second) throw GrammarError("$ref", n.pointer, "the schema refers to itself without end");
+      if (!open.insert(id).second)
+        throw GrammarError("$ref", n.pointer, "the schema refers to itself without end");
       answer = n.kids.empty() ? 1 : point(n.kids[0], type, which, open);
       open.erase(id);
       break;
@@ -142,13 +152,19 @@ Lang Schema::Impl::number_language(Literal l, std::set<int32_t>& open) {
   const bool no = l & 1;
   Lang yes = kNothing;
   switch (n.kind) {
-    case Node::kTrue: yes = plain_numbers(*langs); break;
+    case Node::kTrue:
+      yes = plain_numbers(*langs);
+      break;
     case Node::kAtom: {
       const Atom& a = atoms[size_t(n.atom)];
-      if (a.kind == Atom::kInteger) yes = plain_integers(*langs);
+      if (a.kind == Atom::kInteger)
+        yes = plain_integers(*langs);
       else if (a.kind == Atom::kBound) {
-        if (no) return a.upper ? at_least(*langs, a.number, !a.exclusive) : at_most(*langs, a.number, !a.exclusive);
-        yes = a.upper ? at_most(*langs, a.number, a.exclusive) : at_least(*langs, a.number, a.exclusive);
+        if (no)
+          return a.upper ? at_least(*langs, a.number, !a.exclusive)
+                         : at_most(*langs, a.number, !a.exclusive);
+        yes = a.upper ? at_most(*langs, a.number, a.exclusive)
+                      : at_least(*langs, a.number, a.exclusive);
       } else if (a.kind == Atom::kMultiple) {
         yes = multiple_of(*langs, a.number);
       } else {
@@ -164,8 +180,10 @@ Lang Schema::Impl::number_language(Literal l, std::set<int32_t>& open) {
       return no ? langs->either(std::move(all)) : langs->both(std::move(all));
     }
     case Node::kLink: {
-      if (!open.insert(id).second) throw GrammarError("$ref", n.pointer, "the schema refers to itself without end");
-      const Lang out = n.kids.empty() ? plain_numbers(*langs) : number_language(n.kids[0] ^ Literal(no), open);
+      if (!open.insert(id).second)
+        throw GrammarError("$ref", n.pointer, "the schema refers to itself without end");
+      const Lang out =
+          n.kids.empty() ? plain_numbers(*langs) : number_language(n.kids[0] ^ Literal(no), open);
       open.erase(id);
       return out;
     }
@@ -207,19 +225,34 @@ void Schema::Impl::number_part(GoalData& g) {
   }
   Lang with_exponent = kNothing;
   switch (signs) {
-    case 7: with_exponent = exponent_numbers(*langs, Sign::kAny); break;
-    case 6: with_exponent = exponent_numbers(*langs, Sign::kNonNegative); break;
-    case 3: with_exponent = exponent_numbers(*langs, Sign::kNonPositive); break;
-    case 4: with_exponent = exponent_numbers(*langs, Sign::kPositive); break;
-    case 1: with_exponent = exponent_numbers(*langs, Sign::kNegative); break;
-    case 5: with_exponent = langs->either({exponent_numbers(*langs, Sign::kPositive), exponent_numbers(*langs, Sign::kNegative)}); break;
-    default: break;
+    case 7:
+      with_exponent = exponent_numbers(*langs, Sign::kAny);
+      break;
+    case 6:
+      with_exponent = exponent_numbers(*langs, Sign::kNonNegative);
+      break;
+    case 3:
+      with_exponent = exponent_numbers(*langs, Sign::kNonPositive);
+      break;
+    case 4:
+      with_exponent = exponent_numbers(*langs, Sign::kPositive);
+      break;
+    case 1:
+      with_exponent = exponent_numbers(*langs, Sign::kNegative);
+      break;
+    case 5:
+      with_exponent = langs->either(
+          {exponent_numbers(*langs, Sign::kPositive), exponent_numbers(*langs, Sign::kNegative)});
+      break;
+    default:
+      break;
   }
   const Lang sum = with_exponent == kNothing ? plain : langs->either({plain, with_exponent});
   g.value.number = langs->alive(sum) ? sum : kNothing;
 }
 
-// --- strings ----------------------------------------------------------------------------------------
+// --- strings
+// ----------------------------------------------------------------------------------------
 
 Lang Schema::Impl::fold(const Strings& s) {
   if (s.shortest == 0 && s.longest < 0) return s.lang;
@@ -230,7 +263,8 @@ Lang Schema::Impl::fold(const Strings& s) {
 void Schema::Impl::string_part(GoalData& g) {
   std::vector<Conjunction> ways;
   Conjunction now;
-  search(std::vector<Literal>(g.literals.rbegin(), g.literals.rend()), std::move(now), JsonType::kString, ways);
+  search(std::vector<Literal>(g.literals.rbegin(), g.literals.rend()), std::move(now),
+         JsonType::kString, ways);
   std::vector<Lang> unbounded;
   for (const Conjunction& c : ways) {
     Strings s{langs->text()};
@@ -253,7 +287,8 @@ void Schema::Impl::string_part(GoalData& g) {
     if (!all.empty()) {
       bool negative = true;
       for (const Literal l : c.atoms)
-        if (!(l & 1) && atoms[size_t(nodes[size_t(l >> 1)].atom)].kind == Atom::kText) negative = false;
+        if (!(l & 1) && atoms[size_t(nodes[size_t(l >> 1)].atom)].kind == Atom::kText)
+          negative = false;
       if (negative) all.push_back(langs->text());
       const bool several = all.size() > 1 || negative;
       s.lang = langs->both(std::move(all));
@@ -276,7 +311,8 @@ void Schema::Impl::string_part(GoalData& g) {
       unbounded.push_back(s.lang);
     } else {
       const Lengths n = langs->lengths(s.lang);
-      if (n.shortest >= 0 && (s.longest < 0 || n.shortest <= s.longest)) g.value.strings.push_back(s);
+      if (n.shortest >= 0 && (s.longest < 0 || n.shortest <= s.longest))
+        g.value.strings.push_back(s);
     }
   }
   if (!unbounded.empty()) {

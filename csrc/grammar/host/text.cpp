@@ -47,9 +47,11 @@ std::string canonical_value(std::string_view s, size_t& at) {
     return open + items;
   }
   const size_t first = at;
-  while (at < s.size() && std::string_view(",]} \t\n\r").find(s[at]) == std::string_view::npos) ++at;
+  while (at < s.size() && std::string_view(",]} \t\n\r").find(s[at]) == std::string_view::npos)
+    ++at;
   const std::string_view scalar = s.substr(first, at - first);
-  return scalar[0] == '-' || (scalar[0] >= '0' && scalar[0] <= '9') ? Decimal::parse(scalar).text() : std::string(scalar);
+  return scalar[0] == '-' || (scalar[0] >= '0' && scalar[0] <= '9') ? Decimal::parse(scalar).text()
+                                                                    : std::string(scalar);
 }
 
 }  // namespace
@@ -66,14 +68,16 @@ bool steps_into(Langs& langs, Lang q, uint32_t low, uint32_t high) {
   // By lead bytes: the ranges of code points under each.
   for (uint32_t lead = 0xc2; lead <= 0xf4; ++lead) {
     const int more = lead < 0xe0 ? 1 : lead < 0xf0 ? 2 : 3;
-    const uint32_t first = (lead & (0x3fu >> more)) << (6 * more), last = first + (1u << (6 * more)) - 1;
+    const uint32_t first = (lead & (0x3fu >> more)) << (6 * more),
+                   last = first + (1u << (6 * more)) - 1;
     if (last < low || first > high) continue;
     const Lang a = langs.step(q, uint8_t(lead));
     if (!alive(a)) continue;
     if (first >= low && last <= high) return true;
     for (uint32_t c = std::max(first, low); c <= std::min(last, high); ++c) {
       Lang x = a;
-      for (int k = more; k-- > 0 && x != kNothing;) x = langs.step(x, uint8_t(0x80 | (c >> (6 * k) & 63)));
+      for (int k = more; k-- > 0 && x != kNothing;)
+        x = langs.step(x, uint8_t(0x80 | (c >> (6 * k) & 63)));
       if (alive(x)) return true;
     }
   }

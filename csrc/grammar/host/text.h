@@ -50,8 +50,8 @@ inline int encode_utf8(uint32_t c, char* out) {
   return 4;
 }
 
-// Takes one byte of a JSON string's inside (not the closing quote). Returns false where it can't stand there; puts
-// the decoded bytes it completes (0 to 4) in `out`.
+// Takes one byte of a JSON string's inside (not the closing quote). Returns false where it can't
+// stand there; puts the decoded bytes it completes (0 to 4) in `out`.
 inline bool decode_byte(uint32_t& escape, uint8_t b, char* out, int& n) {
   n = 0;
   switch (Escape::kind(escape)) {
@@ -70,23 +70,37 @@ inline bool decode_byte(uint32_t& escape, uint8_t b, char* out, int& n) {
       switch (b) {
         case '"':
         case '\\':
-        case '/': out[0] = char(b); return true;
-        case 'b': out[0] = '\b'; return true;
-        case 'f': out[0] = '\f'; return true;
-        case 'n': out[0] = '\n'; return true;
-        case 'r': out[0] = '\r'; return true;
-        case 't': out[0] = '\t'; return true;
+        case '/':
+          out[0] = char(b);
+          return true;
+        case 'b':
+          out[0] = '\b';
+          return true;
+        case 'f':
+          out[0] = '\f';
+          return true;
+        case 'n':
+          out[0] = '\n';
+          return true;
+        case 'r':
+          out[0] = '\r';
+          return true;
+        case 't':
+          out[0] = '\t';
+          return true;
         case 'u':
           n = 0;
           escape = Escape::make(Escape::kHex, 0, 0, 0);
           return true;
-        default: return false;
+        default:
+          return false;
       }
     }
     case Escape::kHex: {
       const int h = hex_digit(b);
       if (h < 0) return false;
-      const uint32_t digits = Escape::digits(escape) + 1, value = Escape::value(escape) << 4 | uint32_t(h);
+      const uint32_t digits = Escape::digits(escape) + 1,
+                     value = Escape::value(escape) << 4 | uint32_t(h);
       if (digits >= 2) {
         const uint32_t top = value >> (4 * (digits - 2));
         if (top >= 0xdc && top <= 0xdf) return false;  // a low surrogate alone
@@ -112,7 +126,8 @@ inline bool decode_byte(uint32_t& escape, uint8_t b, char* out, int& n) {
     case Escape::kLowHex: {
       const int h = hex_digit(b);
       if (h < 0) return false;
-      const uint32_t digits = Escape::digits(escape) + 1, value = Escape::value(escape) << 4 | uint32_t(h);
+      const uint32_t digits = Escape::digits(escape) + 1,
+                     value = Escape::value(escape) << 4 | uint32_t(h);
       if (digits == 1 && value != 0xd) return false;
       if (digits == 2 && (value < 0xdc || value > 0xdf)) return false;
       if (digits < 4) {
@@ -127,7 +142,8 @@ inline bool decode_byte(uint32_t& escape, uint8_t b, char* out, int& n) {
   return false;
 }
 
-// The content of the inside of a JSON string that is well formed; what is left open at its end is dropped.
+// The content of the inside of a JSON string that is well formed; what is left open at its end is
+// dropped.
 inline std::string decode_text(std::string_view inside) {
   std::string s;
   uint32_t escape = 0;
@@ -140,36 +156,44 @@ inline std::string decode_text(std::string_view inside) {
   return s;
 }
 
-// What equal JSON values share, given the text of one: members sorted, numbers in one spelling, strings decoded. The
-// text is well formed.
+// What equal JSON values share, given the text of one: members sorted, numbers in one spelling,
+// strings decoded. The text is well formed.
 std::string canonical_text(std::string_view);
 
-// Code points that an open escape can still become: [low, high], without [0xe000, 0xffff] where `split`.
+// Code points that an open escape can still become: [low, high], without [0xe000, 0xffff] where
+// `split`.
 struct EscapeRange {
   uint32_t low, high;
   bool split;
 };
 inline EscapeRange escape_range(uint32_t e) {
   switch (Escape::kind(e)) {
-    case Escape::kBackslash: return {0, 0x10ffff, false};
+    case Escape::kBackslash:
+      return {0, 0x10ffff, false};
     case Escape::kHex: {
       const uint32_t d = Escape::digits(e), v = Escape::value(e), bits = 4 * (4 - d);
       uint32_t low = v << bits, high = (v << bits) + (1u << bits) - 1;
       // A high surrogate stands for the code points above the first plane.
       if (high >= 0xd800 && low <= 0xdbff) {
-        if (d >= 2) return {0x10000 + ((std::max(low, 0xd800u) - 0xd800) << 10), 0x10000 + ((std::min(high, 0xdbffu) - 0xd800) << 10) + 0x3ff, false};
+        if (d >= 2)
+          return {0x10000 + ((std::max(low, 0xd800u) - 0xd800) << 10),
+                  0x10000 + ((std::min(high, 0xdbffu) - 0xd800) << 10) + 0x3ff, false};
         high = 0x10ffff;
       }
       return {low, high, d == 1 && v == 0xd};
     }
     case Escape::kHighDone:
-    case Escape::kHighBackslash: return {0x10000 + (Escape::high(e) << 10), 0x10000 + (Escape::high(e) << 10) + 0x3ff, false};
+    case Escape::kHighBackslash:
+      return {0x10000 + (Escape::high(e) << 10), 0x10000 + (Escape::high(e) << 10) + 0x3ff, false};
     case Escape::kLowHex: {
       const uint32_t d = Escape::digits(e), v = Escape::value(e), bits = 4 * (4 - d);
-      const uint32_t low = std::max(d ? v << bits : 0, 0xdc00u), high = std::min(d ? (v << bits) + (1u << bits) - 1 : 0xffff, 0xdfffu);
-      return {0x10000 + (Escape::high(e) << 10) + (low - 0xdc00), 0x10000 + (Escape::high(e) << 10) + (high - 0xdc00), false};
+      const uint32_t low = std::max(d ? v << bits : 0, 0xdc00u),
+                     high = std::min(d ? (v << bits) + (1u << bits) - 1 : 0xffff, 0xdfffu);
+      return {0x10000 + (Escape::high(e) << 10) + (low - 0xdc00),
+              0x10000 + (Escape::high(e) << 10) + (high - 0xdc00), false};
     }
-    default: return {0, 0x10ffff, false};
+    default:
+      return {0, 0x10ffff, false};
   }
 }
 
@@ -184,4 +208,3 @@ inline bool escape_viable(Langs& langs, Lang q, uint32_t escape) {
 }
 
 }  // namespace tokops::grammar
-

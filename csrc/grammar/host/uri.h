@@ -12,7 +12,8 @@ struct UriParts {
 
 inline UriParts split_uri(std::string_view u) {
   UriParts p;
-  if (const size_t colon = u.find(':'); colon != u.npos && u.substr(0, colon).find_first_of("/?#") == u.npos) {
+  if (const size_t colon = u.find(':');
+      colon != u.npos && u.substr(0, colon).find_first_of("/?#") == u.npos) {
     p.scheme = u.substr(0, colon);
     u.remove_prefix(colon + 1);
   }
@@ -35,15 +36,20 @@ inline UriParts split_uri(std::string_view u) {
 inline std::string without_dots(std::string_view path) {
   std::string out;
   while (!path.empty()) {
-    if (path.substr(0, 3) == "../") path.remove_prefix(3);
-    else if (path.substr(0, 2) == "./") path.remove_prefix(2);
-    else if (path.substr(0, 3) == "/./") path.remove_prefix(2);
-    else if (path == "/.") path = "/";
+    if (path.substr(0, 3) == "../")
+      path.remove_prefix(3);
+    else if (path.substr(0, 2) == "./")
+      path.remove_prefix(2);
+    else if (path.substr(0, 3) == "/./")
+      path.remove_prefix(2);
+    else if (path == "/.")
+      path = "/";
     else if (path.substr(0, 4) == "/../" || path == "/..") {
       path = path == "/.." ? "/" : path.substr(3);
       const size_t slash = out.rfind('/');
       out.resize(slash == out.npos ? 0 : slash);
-    } else if (path == "." || path == "..") break;
+    } else if (path == "." || path == "..")
+      break;
     else {
       const size_t end = std::min(path.find('/', path[0] == '/' ? 1 : 0), path.size());
       out += path.substr(0, end);
@@ -80,7 +86,8 @@ inline std::string resolve_uri(std::string_view base, std::string_view reference
         t.path = without_dots(r.path);
       } else {
         const size_t slash = b.path.rfind('/');
-        const std::string folder = slash == b.path.npos ? (b.has_authority ? "/" : "") : b.path.substr(0, slash + 1);
+        const std::string folder =
+            slash == b.path.npos ? (b.has_authority ? "/" : "") : b.path.substr(0, slash + 1);
         t.path = without_dots(folder + r.path);
       }
       t.query = r.query;
@@ -97,7 +104,11 @@ inline std::string resolve_uri(std::string_view base, std::string_view reference
 
 inline std::string percent_decoded(std::string_view s) {
   std::string out;
-  const auto hex = [](char c) { return c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1; };
+  const auto hex = [](char c) {
+    return c >= '0' && c <= '9'                 ? c - '0'
+           : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10
+                                                : -1;
+  };
   for (size_t i = 0; i < s.size(); ++i) {
     if (s[i] == '%' && i + 2 < s.size() && hex(s[i + 1]) >= 0 && hex(s[i + 2]) >= 0) {
       out += char(hex(s[i + 1]) * 16 + hex(s[i + 2]));
@@ -112,9 +123,12 @@ inline std::string percent_decoded(std::string_view s) {
 inline std::string pointer_escaped(std::string_view s) {
   std::string out;
   for (const char c : s) {
-    if (c == '~') out += "~0";
-    else if (c == '/') out += "~1";
-    else out += c;
+    if (c == '~')
+      out += "~0";
+    else if (c == '/')
+      out += "~1";
+    else
+      out += c;
   }
   return out;
 }

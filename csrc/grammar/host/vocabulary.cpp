@@ -12,45 +12,76 @@ namespace tokops::grammar {
 
 namespace {
 
-constexpr size_t kFew = 1024;          // tokens that are kept as a list
-constexpr size_t kMostRest = 400000;   // nodes of what follows a lexeme
+constexpr size_t kFew = 1024;         // tokens that are kept as a list
+constexpr size_t kMostRest = 400000;  // nodes of what follows a lexeme
 
 struct Groups {
   uint8_t of[256];
   constexpr Groups() : of{} {
     for (int b = 0; b < 256; ++b) {
       int g = 0;
-      if (b < 0x20) g = 0;
-      else if (b == ' ') g = 1;
-      else if (b == '"') g = 2;
-      else if (b == '\\') g = 3;
-      else if (b >= '0' && b <= '9') g = b <= '1' ? 4 : 5;
-      else if (b >= 'a' && b <= 'f') g = 6;
-      else if (b >= 'g' && b <= 'z') g = 7;
-      else if (b >= 'A' && b <= 'F') g = 8;
-      else if (b >= 'G' && b <= 'Z') g = 9;
-      else if (b == '_') g = 10;
-      else if (b == '-') g = 11;
-      else if (b == '.') g = 12;
-      else if (b == '/') g = 13;
-      else if (b == ':') g = 14;
-      else if (b == '@') g = 15;
-      else if (b == '+') g = 16;
-      else if (b == ',') g = 17;
-      else if (b == '<' || b == '>') g = 18;
-      else if (b == '{' || b == '}') g = 19;
-      else if (b == '[' || b == ']') g = 20;
-      else if (b == '(' || b == ')') g = 21;
-      else if (b == '\'') g = 22;
-      else if (b == '=' || b == '&' || b == '?' || b == '%' || b == '#') g = 23;
-      else if (b < 0x7f) g = 24;
-      else if (b < 0xc2) g = 30;
-      else if (b < 0xe0) g = 25;
-      else if (b < 0xe2) g = 26;
-      else if (b < 0xe3) g = 27;
-      else if (b < 0xf0) g = 28;
-      else if (b < 0xf5) g = 29;
-      else g = 30;  // no character begins with it
+      if (b < 0x20)
+        g = 0;
+      else if (b == ' ')
+        g = 1;
+      else if (b == '"')
+        g = 2;
+      else if (b == '\\')
+        g = 3;
+      else if (b >= '0' && b <= '9')
+        g = b <= '1' ? 4 : 5;
+      else if (b >= 'a' && b <= 'f')
+        g = 6;
+      else if (b >= 'g' && b <= 'z')
+        g = 7;
+      else if (b >= 'A' && b <= 'F')
+        g = 8;
+      else if (b >= 'G' && b <= 'Z')
+        g = 9;
+      else if (b == '_')
+        g = 10;
+      else if (b == '-')
+        g = 11;
+      else if (b == '.')
+        g = 12;
+      else if (b == '/')
+        g = 13;
+      else if (b == ':')
+        g = 14;
+      else if (b == '@')
+        g = 15;
+      else if (b == '+')
+        g = 16;
+      else if (b == ',')
+        g = 17;
+      else if (b == '<' || b == '>')
+        g = 18;
+      else if (b == '{' || b == '}')
+        g = 19;
+      else if (b == '[' || b == ']')
+        g = 20;
+      else if (b == '(' || b == ')')
+        g = 21;
+      else if (b == '\'')
+        g = 22;
+      else if (b == '=' || b == '&' || b == '?' || b == '%' || b == '#')
+        g = 23;
+      else if (b < 0x7f)
+        g = 24;
+      else if (b < 0xc2)
+        g = 30;
+      else if (b < 0xe0)
+        g = 25;
+      else if (b < 0xe2)
+        g = 26;
+      else if (b < 0xe3)
+        g = 27;
+      else if (b < 0xf0)
+        g = 28;
+      else if (b < 0xf5)
+        g = 29;
+      else
+        g = 30;  // no character begins with it
       of[b] = uint8_t(g);
     }
   }
@@ -62,11 +93,13 @@ constexpr Groups kGroups;
 const uint8_t* const kGroupOf = kGroups.of;
 
 size_t Record::bytes() const {
-  return sizeof *this + inside.words.size() * 4 + few.size() * 4 + closing.size() * 8 + closing_mask.words.size() * 4 +
-         rest.size() * sizeof(Rest) + rest_tokens.size() * 8 + needs.size() * 8 + within.size() * inside.words.size() * 2;
+  return sizeof *this + inside.words.size() * 4 + few.size() * 4 + closing.size() * 8 +
+         closing_mask.words.size() * 4 + rest.size() * sizeof(Rest) + rest_tokens.size() * 8 +
+         needs.size() * 8 + within.size() * inside.words.size() * 2;
 }
 
-Vocabulary::Vocabulary(std::vector<std::string> tokens, std::vector<int32_t> eos, int32_t width, size_t cache_bytes)
+Vocabulary::Vocabulary(std::vector<std::string> tokens, std::vector<int32_t> eos, int32_t width,
+                       size_t cache_bytes)
     : tokens_(std::move(tokens)), eos_(std::move(eos)), width_(width), cache_bytes_(cache_bytes) {
   for (const int32_t e : eos_)
     if (e >= 0 && e < size()) tokens_[size_t(e)].clear();
@@ -111,7 +144,8 @@ Vocabulary::Vocabulary(std::vector<std::string> tokens, std::vector<int32_t> eos
   for (const int32_t p : path) end_[size_t(p)] = int32_t(byte_.size());
   first_.push_back(int32_t(order_.size()));
   groups_.assign(byte_.size(), 0);
-  // Groups of the characters that begin below a node; bytes that go on with one that has begun add nothing.
+  // Groups of the characters that begin below a node; bytes that go on with one that has begun add
+  // nothing.
   std::vector<int8_t> state(byte_.size(), 0);  // of UTF-8 after the node; -1: no text
   for (size_t i = 1; i < byte_.size(); ++i) {
     const int8_t before = state[size_t(parent_[i])];
@@ -124,7 +158,9 @@ Vocabulary::Vocabulary(std::vector<std::string> tokens, std::vector<int32_t> eos
   }
 }
 
-bool Vocabulary::is_eos(int32_t t) const { return std::find(eos_.begin(), eos_.end(), t) != eos_.end(); }
+bool Vocabulary::is_eos(int32_t t) const {
+  return std::find(eos_.begin(), eos_.end(), t) != eos_.end();
+}
 
 std::shared_ptr<Lexemes> Vocabulary::lexemes() {
   const std::lock_guard guard(lock_);
@@ -132,8 +168,10 @@ std::shared_ptr<Lexemes> Vocabulary::lexemes() {
   return lexemes_;
 }
 
-std::shared_ptr<Record> Lexemes::record(Lang lang, LexemeKind kind, bool counted, int32_t node, const ByteSet* follow) {
-  const Key key{lang * 4 + int32_t(kind) * 2 + int32_t(counted), node, follow ? *follow : ByteSet{{~0u, ~0u, ~0u, ~0u}}};
+std::shared_ptr<Record> Lexemes::record(Lang lang, LexemeKind kind, bool counted, int32_t node,
+                                        const ByteSet* follow) {
+  const Key key{lang * 4 + int32_t(kind) * 2 + int32_t(counted), node,
+                follow ? *follow : ByteSet{{~0u, ~0u, ~0u, ~0u}}};
   {
     const std::lock_guard guard(lock_);
     if (const auto at = records_.find(key); at != records_.end()) return at->second;
@@ -149,7 +187,8 @@ std::shared_ptr<Record> Lexemes::record(Lang lang, LexemeKind kind, bool counted
   return at->second;
 }
 
-std::shared_ptr<Record> Lexemes::build(Lang lang, LexemeKind kind, bool counted, int32_t root, const ByteSet* follow) {
+std::shared_ptr<Record> Lexemes::build(Lang lang, LexemeKind kind, bool counted, int32_t root,
+                                       const ByteSet* follow) {
   const Vocabulary& v = vocabulary_;
   const uint8_t* const byte_ = v.bytes();
   const int32_t *const end_ = v.ends(), *const first_ = v.first_tokens(), *const order_ = v.order();
@@ -165,8 +204,8 @@ std::shared_ptr<Record> Lexemes::build(Lang lang, LexemeKind kind, bool counted,
   struct Level {
     Lang lang;
     uint32_t escape;
-    int32_t chars;   // code points, an escape being one
-    int32_t raw;     // bytes that begin one, of the whole token so far
+    int32_t chars;  // code points, an escape being one
+    int32_t raw;    // bytes that begin one, of the whole token so far
     int32_t end;
   };
   int32_t prefix_chars = 0;
@@ -186,7 +225,8 @@ std::shared_ptr<Record> Lexemes::build(Lang lang, LexemeKind kind, bool counted,
     uint32_t loops = (1u << 25) - 1, bad = 0;
     constexpr uint32_t multibyte = 31u << 25;
     for (int b = 0; b < 0x7f && loops; ++b)
-      if ((loops >> kGroupOf[b] & 1) && langs.step(q, uint8_t(b)) != q) loops &= ~(1u << kGroupOf[b]);
+      if ((loops >> kGroupOf[b] & 1) && langs.step(q, uint8_t(b)) != q)
+        loops &= ~(1u << kGroupOf[b]);
     // Characters of several bytes: all that begin with these lead back.
     const auto returns = [&](auto&& self, Lang at, int state) -> bool {
       if (state == 0) return at == q;
@@ -209,18 +249,21 @@ std::shared_ptr<Record> Lexemes::build(Lang lang, LexemeKind kind, bool counted,
       if (n == kNothing || !returns(returns, n, text_step(0, uint8_t(b)))) bad |= 1u << kGroupOf[b];
     }
     loops |= multibyte & ~bad;
-    if (kind == LexemeKind::kText) loops &= ~0b1101u;  // control characters, quotes and backslashes are no plain text
+    if (kind == LexemeKind::kText)
+      loops &= ~0b1101u;  // control characters, quotes and backslashes are no plain text
     return at->second = loops;
   };
   const auto shortest = [&](Lang q) { return q == langs.text() ? 0 : fewest_chars(langs, q); };
   // raw: of a whole subtree, where its tokens' characters are counted from; else -1.
-  const auto take = [&](int32_t from, int32_t to, Lang q, uint32_t escape, int32_t chars, int32_t raw) {
+  const auto take = [&](int32_t from, int32_t to, Lang q, uint32_t escape, int32_t chars,
+                        int32_t raw) {
     for (int32_t i = from; i < to; ++i) {
       const int32_t t = order_[size_t(i)];
       inside.push_back(t);
       if (counted) {
         const int32_t c = raw < 0 ? chars : chars + v.chars(t) - raw;
-        out->needs.emplace_back(c + (escape ? fewest_after_escape(langs, q, escape) : shortest(q)), t);
+        out->needs.emplace_back(c + (escape ? fewest_after_escape(langs, q, escape) : shortest(q)),
+                                t);
       }
     }
   };
@@ -258,20 +301,25 @@ std::shared_ptr<Record> Lexemes::build(Lang lang, LexemeKind kind, bool counted,
       i = end_[size_t(i)];
       continue;
     }
-    if (escape == 0 && q == up.lang && groups_[size_t(i)] != 0 && (groups_[size_t(i)] & ~loops_of(q)) == 0 &&
-        (kind == LexemeKind::kText || !langs.accepts(q) || out->given_up || !(groups_[size_t(i)] & follow_groups))) {
+    if (escape == 0 && q == up.lang && groups_[size_t(i)] != 0 &&
+        (groups_[size_t(i)] & ~loops_of(q)) == 0 &&
+        (kind == LexemeKind::kText || !langs.accepts(q) || out->given_up ||
+         !(groups_[size_t(i)] & follow_groups))) {
       take(first_[size_t(i)], first_[size_t(end_[size_t(i)])], q, 0, chars, raw);
       i = end_[size_t(i)];
       continue;
     }
     take(first_[size_t(i)], first_[size_t(i) + 1], q, escape, chars, -1);
-    if (kind == LexemeKind::kRaw && langs.accepts(q) && end_[size_t(i)] > i + 1 && (groups_[size_t(i)] & follow_groups)) {
+    if (kind == LexemeKind::kRaw && langs.accepts(q) && end_[size_t(i)] > i + 1 &&
+        (groups_[size_t(i)] & follow_groups)) {
       int64_t more = 0;
       for (int32_t c = i + 1; c < end_[size_t(i)]; c = end_[size_t(c)])
         if (!follow || follow->has(byte_[size_t(c)])) more += end_[size_t(c)] - c;
       rest_nodes += more;
-      if (rest_nodes > int64_t(kMostRest)) out->given_up = true;
-      else if (more) exits.push_back({i, chars, true});
+      if (rest_nodes > int64_t(kMostRest))
+        out->given_up = true;
+      else if (more)
+        exits.push_back({i, chars, true});
     }
     if (end_[size_t(i)] > i + 1) stack.push_back({q, escape, chars, raw, end_[size_t(i)]});
     ++i;
@@ -294,8 +342,10 @@ std::shared_ptr<Record> Lexemes::build(Lang lang, LexemeKind kind, bool counted,
   };
   for (const Exit& e : exits) {
     if (!e.subtree_only)
-      for (int32_t k = first_[size_t(e.node)]; k < first_[size_t(e.node) + 1]; ++k) out->closing.push_back({order_[size_t(k)], e.chars});
-    std::vector<std::pair<int32_t, int32_t>> path{{0, end_[size_t(e.node)]}};  // (merged node, end of the node's children)
+      for (int32_t k = first_[size_t(e.node)]; k < first_[size_t(e.node) + 1]; ++k)
+        out->closing.push_back({order_[size_t(k)], e.chars});
+    std::vector<std::pair<int32_t, int32_t>> path{
+        {0, end_[size_t(e.node)]}};  // (merged node, end of the node's children)
     for (int32_t i = e.node + 1; i < end_[size_t(e.node)]; ++i) {
       while (i >= path.back().second) path.pop_back();
       if (e.subtree_only && follow && path.size() == 1 && !follow->has(byte_[size_t(i)])) {
@@ -303,7 +353,8 @@ std::shared_ptr<Record> Lexemes::build(Lang lang, LexemeKind kind, bool counted,
         continue;
       }
       const int32_t m = child(path.back().first, byte_[size_t(i)]);
-      for (int32_t k = first_[size_t(i)]; k < first_[size_t(i) + 1]; ++k) tree[size_t(m)].tokens.push_back({order_[size_t(k)], e.chars});
+      for (int32_t k = first_[size_t(i)]; k < first_[size_t(i) + 1]; ++k)
+        tree[size_t(m)].tokens.push_back({order_[size_t(k)], e.chars});
       if (end_[size_t(i)] > i + 1) path.emplace_back(m, end_[size_t(i)]);
     }
     out->longest = std::max(out->longest, e.chars);
@@ -311,7 +362,8 @@ std::shared_ptr<Record> Lexemes::build(Lang lang, LexemeKind kind, bool counted,
   const auto lay_out = [&](auto&& self, int32_t m) -> void {
     const size_t at = out->rest.size();
     out->rest.push_back({tree[size_t(m)].byte, 0, int32_t(out->rest_tokens.size())});
-    out->rest_tokens.insert(out->rest_tokens.end(), tree[size_t(m)].tokens.begin(), tree[size_t(m)].tokens.end());
+    out->rest_tokens.insert(out->rest_tokens.end(), tree[size_t(m)].tokens.begin(),
+                            tree[size_t(m)].tokens.end());
     for (const int32_t k : tree[size_t(m)].kids) self(self, k);
     out->rest[at].end = int32_t(out->rest.size());
   };
@@ -325,8 +377,10 @@ std::shared_ptr<Record> Lexemes::build(Lang lang, LexemeKind kind, bool counted,
     out->few = std::move(inside);
   }
   if (out->closing.size() > kFew / 4) {
-    if (out->inside.words.empty()) as_mask(out->closing_mask);
-    else out->closing_mask = out->inside;
+    if (out->inside.words.empty())
+      as_mask(out->closing_mask);
+    else
+      out->closing_mask = out->inside;
     for (const Record::Ending& e : out->closing) out->closing_mask.set(e.token);
   }
   if (counted) {

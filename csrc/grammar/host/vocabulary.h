@@ -19,30 +19,34 @@ struct Mask {
   void clear(int32_t t) { words[size_t(t) >> 5] &= ~(1u << (t & 31)); }
 };
 
-// What the tokens below a node do in a lexeme: those that stay inside it, and those that go past its end.
-enum class LexemeKind : uint8_t { kText, kRaw };  // the inside of a JSON string, which ends at "; bytes that end where they may
+// What the tokens below a node do in a lexeme: those that stay inside it, and those that go past
+// its end.
+enum class LexemeKind : uint8_t {
+  kText,
+  kRaw
+};  // the inside of a JSON string, which ends at "; bytes that end where they may
 
 struct Record {
   struct Ending {
     int32_t token;
-    int32_t chars;                   // code points before the end
+    int32_t chars;  // code points before the end
   };
   // Tokens that go on after the end, as a tree of what follows: depth-first, like the vocabulary.
   struct Rest {
     uint8_t byte;
-    int32_t end;                     // first node after those below
-    int32_t first;                   // into rest_tokens; the next node's is the end of its own
+    int32_t end;    // first node after those below
+    int32_t first;  // into rest_tokens; the next node's is the end of its own
   };
-  Mask inside;                       // empty where `few` holds them
+  Mask inside;  // empty where `few` holds them
   std::vector<int32_t> few;
-  std::vector<Ending> closing;       // tokens that end where a string ends
-  Mask closing_mask;                 // where they are many: those and the ones inside (that `few` does not hold)
-  std::vector<Rest> rest;            // node 0 is the root, at the end of the lexeme
+  std::vector<Ending> closing;  // tokens that end where a string ends
+  Mask closing_mask;  // where they are many: those and the ones inside (that `few` does not hold)
+  std::vector<Rest> rest;  // node 0 is the root, at the end of the lexeme
   std::vector<Ending> rest_tokens;
-  bool given_up = false;             // too many tokens go past the end: the tree is to be walked
+  bool given_up = false;  // too many tokens go past the end: the tree is to be walked
   // With counts: tokens inside by the code points they need in all, most first.
   std::vector<std::pair<int32_t, int32_t>> needs;  // (needed, token)
-  int32_t longest = 0;               // code points of a token that closes
+  int32_t longest = 0;                             // code points of a token that closes
   std::mutex lock;
   std::vector<std::shared_ptr<const Mask>> within;  // [r]: tokens inside that need at most r
   size_t bytes() const;
@@ -56,13 +60,15 @@ class Lexemes {
   explicit Lexemes(const Vocabulary& v) : vocabulary_(v) {}
   Langs& langs() { return langs_; }
   // follow: of kRaw, the bytes that what comes after the lexeme can begin with; null: any.
-  std::shared_ptr<Record> record(Lang, LexemeKind, bool counted, int32_t node, const ByteSet* follow = nullptr);
+  std::shared_ptr<Record> record(Lang, LexemeKind, bool counted, int32_t node,
+                                 const ByteSet* follow = nullptr);
   size_t cached_bytes() const { return cached_; }
   bool full() const { return langs_.memory() > kLanguageBytes / 3; }
 
  private:
   static constexpr size_t kLanguageBytes = size_t(96) << 20;
-  std::shared_ptr<Record> build(Lang, LexemeKind, bool counted, int32_t node, const ByteSet* follow);
+  std::shared_ptr<Record> build(Lang, LexemeKind, bool counted, int32_t node,
+                                const ByteSet* follow);
   struct Key {
     Lang lang;
     int32_t node;
@@ -85,8 +91,10 @@ class Lexemes {
 
 class Vocabulary {
  public:
-  // tokens[t] = bytes, "" for special and unused ids. width: of a row of logits, at least tokens.size().
-  Vocabulary(std::vector<std::string> tokens, std::vector<int32_t> eos, int32_t width, size_t cache_bytes);
+  // tokens[t] = bytes, "" for special and unused ids. width: of a row of logits, at least
+  // tokens.size().
+  Vocabulary(std::vector<std::string> tokens, std::vector<int32_t> eos, int32_t width,
+             size_t cache_bytes);
 
   int32_t size() const { return int32_t(tokens_.size()); }
   int32_t width() const { return width_; }
@@ -95,20 +103,24 @@ class Vocabulary {
   const std::vector<int32_t>& eos() const { return eos_; }
   bool is_eos(int32_t t) const;
 
-  // Node 0 is the root; the first child of i is i + 1 where end[i] > i + 1, and the next sibling of c is end[c].
+  // Node 0 is the root; the first child of i is i + 1 where end[i] > i + 1, and the next sibling of
+  // c is end[c].
   int32_t nodes() const { return int32_t(byte_.size()); }
   const uint8_t* bytes() const { return byte_.data(); }
   const int32_t* ends() const { return end_.data(); }
   const uint32_t* groups() const { return groups_.data(); }  // of bytes that occur below
-  // order[first[i] .. first[i + 1]) are the tokens that end at node i, order[first[i] .. first[end[i]]) those below.
+  // order[first[i] .. first[i + 1]) are the tokens that end at node i, order[first[i] ..
+  // first[end[i]]) those below.
   const int32_t* first_tokens() const { return first_.data(); }
   const int32_t* order() const { return order_.data(); }
   int32_t longest() const { return longest_; }
   int32_t parent(int32_t node) const { return parent_[size_t(node)]; }
-  int32_t chars(int32_t token) const { return chars_[size_t(token)]; }  // code points that begin in it
+  int32_t chars(int32_t token) const {
+    return chars_[size_t(token)];
+  }  // code points that begin in it
 
-  // Where grammars that are compiled now keep their languages. When it has grown to its bound, later grammars get a
-  // new one; the old one lives as long as grammars that use it.
+  // Where grammars that are compiled now keep their languages. When it has grown to its bound,
+  // later grammars get a new one; the old one lives as long as grammars that use it.
   std::shared_ptr<Lexemes> lexemes();
   size_t cache_bytes() const { return cache_bytes_; }
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tokops.bench import attention as attention_suite
+from tokops.bench import grammar_kernels as grammar_kernels_suite
 from tokops.bench import kvcache as kvcache_suite
 from tokops.bench import report, run
 from tokops.bench import speculative as speculative_suite
@@ -100,6 +101,14 @@ def speculative(
 ) -> None:
     """Speculation: trees verified, accepted rows moved, tokens drawn, drafts looked up, and the bar of every case."""
     _suite("speculative", speculative_suite, quick, device, threads, only, out)
+
+
+@bench.command("grammar-kernels")
+def grammar_kernels(
+    quick: Quick = False, device: Device = "cpu", threads: Threads = 0, only: Only = "", out: Out = None
+) -> None:
+    """What is done with masks: forbidding in place beside a copy of the row and xgrammar, masked draws, filters."""
+    _suite("grammar-kernels", grammar_kernels_suite, quick, device, threads, only, out)
 
 
 @bench.command()

@@ -3,7 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 from .._discover import ops_of
-from .infill import Completion, Gap, InfillGrammar, InfillUnknownError
+from .infill import Completion as Completion
+from .infill import Gap as Gap
+from .infill import InfillGrammar as InfillGrammar
+from .infill import InfillUnknownError as InfillUnknownError
 
 if TYPE_CHECKING:  # type checkers do not see what is discovered
 

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..lib import _grammar as native
 from ._gm_advance import DEAD, FINISHED, FREE, HOST, NOT_KNOWN, WAITING, gm_advance_
 from ._gm_compose import gm_compose_
-from ._grammar import Grammar, GrammarError, Vocabulary
+from ._grammar import Grammar, GrammarError, Vocabulary, native
 
 __all__ = ["DeviceEngine"]
 

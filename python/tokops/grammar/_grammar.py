@@ -1,6 +1,7 @@
 """Grammars: compiled from JSON Schema, regular expressions, EBNF, Lark or tags, and matched token by token."""
 
 import contextlib
+import importlib
 import json
 import os
 import pathlib
@@ -8,8 +9,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-
-from ..lib import _grammar as native
 
 __all__ = [
     "BudgetError",
@@ -26,8 +25,10 @@ __all__ = [
     "fill_batch",
 ]
 
+native: Any = importlib.import_module("tokops.lib._grammar")
+
 GrammarError = native.GrammarError
-GrammarError.__doc__ = """A grammar that can't be compiled: a ValueError with the attributes keyword, pointer and reason.
+GrammarError.__doc__ = """A grammar that can't be compiled: a ValueError with the attributes keyword, pointer, reason.
 
 Attributes:
     keyword: the keyword or feature at fault.
@@ -35,7 +36,9 @@ Attributes:
     reason: what is wrong, as a sentence.
 """
 BudgetError = native.BudgetError
-BudgetError.__doc__ = "A bound on time, memory or alternatives was passed while compiling or matching: a GrammarError."
+BudgetError.__doc__ = (
+    "A bound on time, memory or alternatives was passed while compiling or matching: a GrammarError."
+)
 Matcher = native.Matcher
 Matcher.__doc__ = """A text against a grammar, token by token: made by ``Grammar.matcher()``.
 
@@ -89,7 +92,9 @@ class Vocabulary:
         if not eos:
             raise ValueError("Vocabulary: eos_ids is empty: a text could never end")
         if width < len(tokens):
-            raise ValueError(f"Vocabulary: width: expected at least {len(tokens)}, the number of tokens, got {width}")
+            raise ValueError(
+                f"Vocabulary: width: expected at least {len(tokens)}, the number of tokens, got {width}"
+            )
         for name, ids, bound in (("eos_ids", eos, width), ("special_ids", special_ids, width)):
             for i in ids:
                 if not 0 <= i < bound:
@@ -128,8 +133,10 @@ class Vocabulary:
         return torch.zeros(rows, self.words, dtype=torch.int32)
 
     @classmethod
-    def from_transformers(cls, tokenizer: Any, width: int | None = None, eos_ids: Iterable[int] | None = None) -> "Vocabulary":
-        """The vocabulary of a transformers (or tokenizers) tokenizer: byte-level BPE or SentencePiece with byte fallback.
+    def from_transformers(
+        cls, tokenizer: Any, width: int | None = None, eos_ids: Iterable[int] | None = None
+    ) -> "Vocabulary":
+        """The vocabulary of a transformers tokenizer: byte-level BPE, or SentencePiece with byte fallback.
 
         Args:
             tokenizer: a transformers tokenizer with an end token, or a path to a folder that holds one.
@@ -144,13 +151,22 @@ class Vocabulary:
                 raise ValueError("Vocabulary.from_transformers: the tokenizer has no end token: give eos_ids")
             eos_ids = [tokenizer.eos_token_id]
         size = len(tokenizer)
-        return cls(token_bytes(tokenizer), eos_ids, special_ids(tokenizer), None if width is None else max(width, size))
+        return cls(
+            token_bytes(tokenizer),
+            eos_ids,
+            special_ids(tokenizer),
+            None if width is None else max(width, size),
+        )
 
     @classmethod
     def from_tiktoken(
-        cls, path: str | os.PathLike, eos_ids: Iterable[int], special_ids: Iterable[int] = (), width: int | None = None
+        cls,
+        path: str | os.PathLike,
+        eos_ids: Iterable[int],
+        special_ids: Iterable[int] = (),
+        width: int | None = None,
     ) -> "Vocabulary":
-        """The vocabulary of a tiktoken file: lines of base64 and an id. eos_ids and special_ids are not in such a file."""
+        """The vocabulary of a tiktoken file: lines of base64 and an id. Such a file has no eos_ids and special_ids."""
         import base64
 
         found: dict[int, bytes] = {}
@@ -161,7 +177,9 @@ class Vocabulary:
                 text, token = line.split()
                 found[int(token)] = base64.b64decode(text, validate=True)
             except ValueError as error:
-                raise ValueError(f"Vocabulary.from_tiktoken: line {number} of {path} is not base64 and an id") from error
+                raise ValueError(
+                    f"Vocabulary.from_tiktoken: line {number} of {path} is not base64 and an id"
+                ) from error
         eos, special = list(eos_ids), list(special_ids)
         size = max([*found, *eos, *special]) + 1
         return cls([found.get(i, b"") for i in range(size)], eos, special, width)
@@ -175,7 +193,11 @@ class Vocabulary:
 
         fields = GGUFReader(path).fields
         tokens = fields["tokenizer.ggml.tokens"].contents()
-        kinds = fields["tokenizer.ggml.token_type"].contents() if "tokenizer.ggml.token_type" in fields else [1] * len(tokens)
+        kinds = (
+            fields["tokenizer.ggml.token_type"].contents()
+            if "tokenizer.ggml.token_type" in fields
+            else [1] * len(tokens)
+        )
         model = fields["tokenizer.ggml.model"].contents()
         found = []
         for text, kind in zip(tokens, kinds, strict=True):
@@ -189,7 +211,11 @@ class Vocabulary:
                 found.append(b"".join(_LETTERS.get(c, c.encode()) for c in text))
             else:
                 found.append(text.replace("\u2581", " ").encode())
-        eos = [int(fields[key].contents()) for key in ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id") if key in fields]
+        eos = [
+            int(fields[key].contents())
+            for key in ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
+            if key in fields
+        ]
         return cls(found, eos, (), width)
 
     def __repr__(self) -> str:
@@ -223,7 +249,7 @@ class Grammar:
 
 
 class Tag:
-    """One structure of ``compile_tags``: the text `begin`, then JSON of `schema` (or a text that `pattern` matches), then `end`."""
+    """A structure of ``compile_tags``: `begin`, JSON of `schema` (or a text that `pattern` matches), then `end`."""
 
     def __init__(self, begin: str, schema: Any = True, end: str = "", pattern: str | None = None):
         if not begin:
@@ -282,8 +308,8 @@ def compile_json_schema(
             vocab.native,
             schema,
             _options(
-                whitespace, key_order, formats, max_whitespace, one_of, strict, draft, registry, base_uri, max_alternatives,
-                max_steps, timeout,
+                whitespace, key_order, formats, max_whitespace, one_of, strict, draft, registry, base_uri,
+                max_alternatives, max_steps, timeout,
             ),
         ),
     )  # fmt: skip
@@ -335,18 +361,22 @@ def compile_ebnf(source: str, vocab: Vocabulary, start: str = "root", **options:
     Raises:
         GrammarError: with "line:column" and the reason.
     """
-    return Grammar(vocab, native.Grammar.from_rules(vocab.native, "ebnf", source, start, _loads, _options(**options)))
+    return Grammar(
+        vocab, native.Grammar.from_rules(vocab.native, "ebnf", source, start, _loads, _options(**options))
+    )
 
 
 def compile_lark(source: str, vocab: Vocabulary, start: str = "start", **options: Any) -> Grammar:
-    """The texts that a Lark grammar derives from `start`, without a lexer: every way to split a text into terminals counts.
+    """The texts that a Lark grammar derives from `start`. There is no lexer: every splitting into terminals counts.
 
     ``%json {..}`` holds a schema (an extension); `options` are those of ``compile_json_schema`` for it.
 
     Raises:
         GrammarError: with "line:column" and the reason.
     """
-    return Grammar(vocab, native.Grammar.from_rules(vocab.native, "lark", source, start, _loads, _options(**options)))
+    return Grammar(
+        vocab, native.Grammar.from_rules(vocab.native, "lark", source, start, _loads, _options(**options))
+    )
 
 
 def compile_tags(
@@ -381,7 +411,9 @@ def compile_tags(
         rows.append((t.begin, schema if t.pattern is None else t.pattern, t.end, t.pattern is not None))
     return Grammar(
         vocab,
-        native.Grammar.from_tags(vocab.native, rows, list(triggers), at_least_one, stop_after_first, _options(**options)),
+        native.Grammar.from_tags(
+            vocab.native, rows, list(triggers), at_least_one, stop_after_first, _options(**options)
+        ),
     )
 
 

@@ -9,4 +9,15 @@ from .patching import Run, patch
 from .report import Report
 from .thinking import generate_guided
 
-__all__ = ["ByteEnsemble", "ByteLevel", "InflightGenerator", "PagedCache", "Report", "Run", "generate_guided", "generate_infill", "load_smollm2", "patch"]
+__all__ = [
+    "ByteEnsemble",
+    "ByteLevel",
+    "InflightGenerator",
+    "PagedCache",
+    "Report",
+    "Run",
+    "generate_guided",
+    "generate_infill",
+    "load_smollm2",
+    "patch",
+]

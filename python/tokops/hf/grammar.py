@@ -1,6 +1,7 @@
 """Grammars in ``generate``: a logits processor that follows every row's text."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ _KEPT = 64
 
 
 class GrammarProcessor(RowProcessor):
-    """Masks what a grammar does not allow next. The text begins where the prompt ends, which is where the processor is first called.
+    """Masks what a grammar does not allow next. Texts begin where the processor is first called: at the prompt's end.
 
     Works with batches, beams, sampling and draft trees: a row is told by its tokens, and matchers are carried from one
     text to another that shares its beginning. A row whose text the grammar does not allow (a rejected draft, a token
@@ -48,7 +49,9 @@ class GrammarProcessor(RowProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         count = input_ids.shape[0]
         if scores.shape[-1] < self.vocabulary.width:
-            raise ValueError(f"GrammarProcessor: the logits have {scores.shape[-1]} entries, the vocabulary {self.vocabulary.width}")
+            raise ValueError(
+                f"GrammarProcessor: the logits have {scores.shape[-1]} entries, the vocabulary {self.vocabulary.width}"
+            )
         rows = input_ids.tolist()
         state = self._state
         state.rows = max(state.rows, count)
@@ -60,7 +63,11 @@ class GrammarProcessor(RowProcessor):
         matchers, dead = [], []
         for i, ids in enumerate(rows):
             grammar = self.grammars[self.row(i, count, batch)] if batch > 1 else self.grammars[0]
-            matcher = None if grammar is None else state.matcher(grammar, tuple(ids[: state.prompt]), ids[state.prompt :])
+            matcher = (
+                None
+                if grammar is None
+                else state.matcher(grammar, tuple(ids[: state.prompt]), ids[state.prompt :])
+            )
             dead.append(grammar is not None and matcher is None)
             matchers.append(matcher)
         mask = self.vocabulary.masks(count)
@@ -79,7 +86,9 @@ class GrammarProcessor(RowProcessor):
                 mask[i] = mask[first[id(m)]]
             elif m is None:
                 mask[i] = -1
-        return apply_bitmask_(scores.clone() if scores.requires_grad else scores.contiguous(), mask.to(scores.device))
+        return apply_bitmask_(
+            scores.clone() if scores.requires_grad else scores.contiguous(), mask.to(scores.device)
+        )
 
 
 class _State:
@@ -96,7 +105,7 @@ class _State:
         known = self.texts.get(key)
         if known is not None:
             return known[0]
-        matcher = None
+        matcher: Any = None
         for back in range(1, len(text) + 1):  # the longest beginning that was seen
             earlier = self.texts.get((id(grammar), hash(prompt), tuple(text[: len(text) - back])))
             if earlier is not None:
