@@ -12,10 +12,13 @@ from tokops.hf.caad import build_grounding
 from tokops.hf.falcon import FalconModule
 from tokops.hf.heads import Heads, HeadsConfig
 from tokops.methods import (
+    AWRS,
     CAAD,
     CNTP,
     LANTERN,
     PPD,
+    SMC,
+    ASAp,
     ConceptHeads,
     DeAL,
     Dense,
@@ -124,6 +127,10 @@ METHODS: dict[str, tuple[Method, Method]] = {
         StreamingMonitor(LinearProbe(torch.zeros(64), bias=1.0), k=5),  # all texts end after six tokens
         StreamingMonitor(LinearProbe(torch.ones(64)), k=float("inf")),
     ),
+    "AWRS": (AWRS(), AWRS(max_accepts=3)),
+    "AWRS improper": (AWRS(proper=False), AWRS(sampler="two_loop")),
+    "SMC": (SMC(particles=3), SMC(particles=1, threshold=0.0)),
+    "ASAp": (ASAp(), ASAp(variant="cars")),
     "CNTP": (CNTP(n_min=3, max_trial_len=4, stop_tokens=tuple(range(50))), CNTP(stop_tokens=())),
 }
 NEW = 20

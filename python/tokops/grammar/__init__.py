@@ -3,6 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 from .._discover import ops_of
+from .constraint import Constraint as Constraint
+from .constraint import Counting as Counting
+from .constraint import MatcherConstraint as MatcherConstraint
+from .constraint import PredicateConstraint as PredicateConstraint
 from .infill import Completion as Completion
 from .infill import Gap as Gap
 from .infill import InfillGrammar as InfillGrammar
@@ -15,7 +19,21 @@ if TYPE_CHECKING:  # type checkers do not see what is discovered
 
 _public = ops_of(__name__, __path__)
 globals().update(_public)
-__all__ = sorted([*_public, "Completion", "Gap", "GrammarProcessor", "InfillGrammar", "InfillUnknownError"])
+__all__ = sorted(
+    [
+        *_public,
+        *(
+            "Completion",
+            "Constraint",
+            "Counting",
+            "Gap",
+            "GrammarProcessor",
+            "InfillGrammar",
+            "InfillUnknownError",
+        ),
+        *("MatcherConstraint", "PredicateConstraint"),
+    ]
+)
 
 if not TYPE_CHECKING:
 

@@ -1,5 +1,6 @@
 """transformers models through tokops: a paged cache, attention over it, and patches that undo themselves."""
 
+from .asap_processor import ASApProcessor
 from .bytelevel import ByteEnsemble, ByteLevel
 from .cache import PagedCache
 from .diffusion import generate_infill
@@ -10,6 +11,7 @@ from .report import Report
 from .thinking import generate_guided
 
 __all__ = [
+    "ASApProcessor",
     "ByteEnsemble",
     "ByteLevel",
     "InflightGenerator",
