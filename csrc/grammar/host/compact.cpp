@@ -256,4 +256,16 @@ bool evenly_long(Langs& langs, Lang lang, int32_t most) {
   return even;
 }
 
+bool endless(Langs& langs, Lang lang, int32_t most) {
+  if (lang == langs.text()) return true;
+  const std::string name = "endless:" + std::to_string(lang);
+  if (const auto known = langs.named(name)) return *known != kNothing;
+  Explored e;
+  bool all = explore(langs, lang, most, e);
+  for (size_t i = 0; all && i < e.states.size(); ++i)
+    all = !langs.alive(e.states[i]) || langs.infinite(e.states[i]);
+  langs.keep(name, all ? kEmptyWord : kNothing);
+  return all;
+}
+
 }  // namespace tokops::grammar

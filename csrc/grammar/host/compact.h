@@ -21,4 +21,7 @@ int32_t fewest_chars(Langs&, Lang);
 // The same where the next character has been begun as an escape: see text.h.
 int32_t fewest_after_escape(Langs&, Lang, uint32_t escape);
 
+// Whether every beginning of a word is that of endlessly many. False where it can't be said.
+bool endless(Langs&, Lang, int32_t most = 1000);
+
 }  // namespace tokops::grammar

@@ -71,14 +71,20 @@ class MaskFiller {
     const Frame& f = m_.frame(c.frame);
     return f.kind == Frame::kArray && static_cast<const ArrayShape*>(f.shape)->unique;
   }
+  const Strings& strings_of(const Config& c) const {
+    return m_.grammar().schema(m_.frame(c.frame).schema).value(c.id).strings[c.index];
+  }
   bool has_record(const Config& c) const {
     switch (c.phase) {
       case Phase::kString:
-        return c.escape == 0 && (!unique_item(c) || c.lang == langs_.text());
+        return c.escape == 0 &&
+               (!unique_item(c) || c.lang == langs_.text() || endless(langs_, strings_of(c).lang));
       case Phase::kNumber:
         return !unique_item(c);
       case Phase::kOtherKey:
-        return c.escape == 0 && (c.lang == langs_.text() || evenly_long(langs_, c.lang));
+        return c.escape == 0 &&
+               (c.lang == langs_.text() ||
+                endless(langs_, object_of(m_.frame(c.frame)).classes[c.index].lang));
       case Phase::kRule:
         return true;
       default:
@@ -108,9 +114,11 @@ class MaskFiller {
       start();
       return walk(node);
     }
+    // At the root one whitespace character is walked: what follows it is best looked up at its own
+    // node.
     std::vector<Config> looked_up, spaced, walked;
     for (const Config* c = m_.begin(); c != m_.end(); ++c)
-      (has_record(*c) ? looked_up : takes_space(*c) ? spaced : walked).push_back(*c);
+      (has_record(*c) ? looked_up : node != 0 && takes_space(*c) ? spaced : walked).push_back(*c);
     if (looked_up.empty() && spaced.empty()) {
       start();
       return walk(node);
@@ -273,7 +281,7 @@ class MaskFiller {
     const bool raw = c.phase == Phase::kNumber || c.phase == Phase::kRule;
     const Strings* bounds = nullptr;
     if (c.phase == Phase::kString) {
-      bounds = &m_.grammar().schema(m_.frame(c.frame).schema).value(c.id).strings[c.index];
+      bounds = &strings_of(c);
       if (bounds->shortest == 0 && bounds->longest < 0) bounds = nullptr;
     }
     ByteSet follow;
