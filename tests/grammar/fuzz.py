@@ -10,6 +10,7 @@ import argparse
 import collections
 import json
 import random
+import re
 import resource
 import time
 
@@ -201,6 +202,8 @@ def check_schema(seed: int, counts: collections.Counter) -> None:
             counts["too many readings"] += 1
             continue
         if m.is_complete():
+            if re.search(rb"\d[eE]|\d{15}|\.\d{8}", m.text):  # beyond what Python's floats tell apart
+                continue
             counts["drawn texts"] += 1
             assert valid(json.loads(m.text)) is not False, (seed, s, m.text)
 
