@@ -1,5 +1,7 @@
 // Masks: which tokens can follow. Tokens are walked as a tree of bytes; where the text is inside a
 // string, a number or another lexeme, what most tokens do there is looked up in a record instead.
+#include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "compact.h"
@@ -25,8 +27,9 @@ class MaskFiller {
       std::memset(mask_, 0, size_t(words_) * 4);
       return set_eos();
     }
-    // One lexeme alone, most often the inside of a string: its mask is copied rather than added.
-    blank_ = m_.end() - m_.begin() == 1 && has_record(*m_.begin());
+    // A lexeme comes first, most often the inside of a string: its mask is copied rather than
+    // added.
+    blank_ = std::any_of(m_.begin(), m_.end(), [&](const Config& c) { return has_record(c); });
     if (!blank_) std::memset(mask_, 0, size_t(words_) * 4);
     below(0);
     if (blank_) std::memset(mask_, 0, size_t(words_) * 4);
@@ -124,6 +127,7 @@ class MaskFiller {
       return walk(node);
     }
     if (!looked_up.empty()) look_up(looked_up, node);
+    start();
     if (!spaced.empty()) spaces(spaced, node);
     walked.insert(walked.end(), spaced.begin(), spaced.end());
     if (walked.empty()) return;
@@ -190,13 +194,20 @@ class MaskFiller {
     const int32_t* const first = v_.first_tokens();
     ByteSet may;
     const bool known = quick_bytes(may);
-    for (int32_t c = node + 1; c < ends[node]; c = ends[c]) {
-      if (known && !may.has(bytes[c])) continue;
-      if (!m_.push(bytes[c])) continue;
+    const auto visit = [&](int32_t c) {
+      if (!m_.push(bytes[c])) return;
       set_tokens(first[c], first[c + 1]);
       if (ends[c] > c + 1) below(c);
       m_.pop(1);
+    };
+    if (known && v_.indexed(node)) {
+      for (int w = 0; w < 4; ++w)
+        for (uint64_t left = may.words[w]; left; left &= left - 1)
+          if (const int32_t c = v_.child(node, uint8_t(64 * w + std::countr_zero(left)))) visit(c);
+      return;
     }
+    for (int32_t c = node + 1; c < ends[node]; c = ends[c])
+      if (!known || may.has(bytes[c])) visit(c);
   }
 
   // Bytes that the state may take, where that is quickly said.
@@ -260,7 +271,10 @@ class MaskFiller {
     std::vector<uint32_t> before;
     for (const Config& c : all) {
       if (c.phase != Phase::kOtherKey && !unique_item(c)) continue;
-      if (all.size() == 1) return one(c, node);
+      if (blank_) {
+        one(c, node);
+        continue;
+      }
       before.assign(mask_, mask_ + words_);
       std::memset(mask_, 0, size_t(words_) * 4);
       one(c, node);

@@ -143,6 +143,12 @@ Vocabulary::Vocabulary(std::vector<std::string> tokens, std::vector<int32_t> eos
   }
   for (const int32_t p : path) end_[size_t(p)] = int32_t(byte_.size());
   first_.push_back(int32_t(order_.size()));
+  children_.assign(257 * 256, 0);
+  for (int32_t c = 1; c < int32_t(byte_.size()); c = end_[size_t(c)]) {
+    children_[256 * 256 + byte_[size_t(c)]] = c;
+    for (int32_t d = c + 1; d < end_[size_t(c)]; d = end_[size_t(d)])
+      children_[size_t(byte_[size_t(c)]) * 256 + byte_[size_t(d)]] = d;
+  }
   groups_.assign(byte_.size(), 0);
   // Groups of the characters that begin below a node; bytes that go on with one that has begun add
   // nothing.

@@ -114,6 +114,11 @@ class Vocabulary {
   const int32_t* first_tokens() const { return first_.data(); }
   const int32_t* order() const { return order_.data(); }
   int32_t longest() const { return longest_; }
+  // The child of the root, or of a child of it, by a byte; 0: none. Their children lie far apart.
+  int32_t child(int32_t node, uint8_t b) const {
+    return children_[size_t(node == 0 ? 256 : byte_[size_t(node)]) * 256 + b];
+  }
+  bool indexed(int32_t node) const { return node == 0 || parent_[size_t(node)] == 0; }
   int32_t parent(int32_t node) const { return parent_[size_t(node)]; }
   int32_t chars(int32_t token) const {
     return chars_[size_t(token)];
@@ -132,6 +137,7 @@ class Vocabulary {
   std::vector<int32_t> chars_;
   std::vector<int32_t> end_, first_, order_, parent_;
   std::vector<uint32_t> groups_;
+  std::vector<int32_t> children_;
   std::mutex lock_;
   std::shared_ptr<Lexemes> lexemes_;
   size_t cache_bytes_;
