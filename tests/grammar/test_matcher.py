@@ -345,3 +345,18 @@ def test_many_grammars_stay_within_memory():
         assert g.accepts(f'"az{i}"')
         assert not g.accepts(f'"a{i}"')
     assert vocab.native.language_bytes < 100 << 20
+
+
+@pytest.mark.parametrize("draft", ["draft-04", "draft-07", "2020-12"])
+def test_the_draft_holds_behind_references(draft):
+    """Up to draft 7 nothing beside $ref counts, wherever a reference has led."""
+    schema = {
+        "$schema": f"http://json-schema.org/{draft}/schema#",
+        "definitions": {"s": {"type": "string"}, "u": {"$ref": "#/definitions/s", "pattern": "^a"}},
+        "items": {"$ref": "#/definitions/u"},
+        "type": "array",
+    }
+    grammar = G.compile_json_schema(schema, byte_vocabulary())
+    assert grammar.accepts('["b"]') == (draft != "2020-12")
+    assert grammar.accepts('["a"]')
+    assert not grammar.accepts("[1]")

@@ -107,7 +107,9 @@ void Schema::Impl::tick() {
 
 void Schema::Impl::add_document(const Json& j, const std::string& base, int32_t draft) {
   index(j, Place{base, "", draft}, 0);
-  resources.try_emplace(base, Resource{&j, Place{base, "", draft}});
+  // Under the name it was asked for too, with the draft that it says it has.
+  const auto own = places.find(&j);
+  resources.try_emplace(base, Resource{&j, own == places.end() ? Place{base, "", draft} : own->second});
 }
 
 // Notes where the document names its parts.
