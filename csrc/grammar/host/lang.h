@@ -54,6 +54,11 @@ struct Automaton {
   virtual const uint8_t* classes() const { return nullptr; }  // [256] bytes that step alike
 };
 
+// Where UTF-8 text may stand between two bytes: 0 between code points, 1 to 3 that many bytes short
+// of one, and 4 to 7 after E0, ED, F0 and F4, which restrict the next byte.
+inline constexpr int kTextStates = 8;
+int text_step(int state, uint8_t b);  // -1: not text
+
 using CodePoints = std::vector<std::pair<uint32_t, uint32_t>>;  // inclusive ranges
 
 // Numbers of code points in the words of a language over UTF-8 text.

@@ -33,11 +33,6 @@ enum class Kind : uint8_t {
   kLoop,       // a: the body, -1 while it is open
 };
 
-// Where UTF-8 text may stand between two bytes: 0 between code points, 1 to 3 that many bytes short
-// of one, and 4 to 7 after E0, ED, F0 and F4, which restrict the next byte.
-inline constexpr int kTextStates = 8;
-int text_step(int state, uint8_t b);  // -1: not text
-
 // What the words of a language do to text: bit 8 * s + t of `ends`: some word leads from s to t.
 // Bit s of `fails`: some word is not text from s on. Both may hold too much, never too little.
 struct TextMap {

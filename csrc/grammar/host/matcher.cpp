@@ -14,7 +14,7 @@ constexpr size_t kMostFrames = size_t(1) << 26;
 
 }  // namespace
 
-Matcher::Matcher(std::shared_ptr<const Grammar> g, bool) : grammar_(std::move(g)) { start(); }
+Matcher::Matcher(std::shared_ptr<const Grammar> g) : grammar_(std::move(g)) { start(); }
 
 void Matcher::reset() {
   configs_.clear();

@@ -126,7 +126,7 @@ inline const ArrayShape& array_of(const Frame& f) {
 
 class Matcher {
  public:
-  explicit Matcher(std::shared_ptr<const Grammar>, bool eos_closes = true);
+  explicit Matcher(std::shared_ptr<const Grammar>);
 
   const Grammar& grammar() const { return *grammar_; }
   const std::shared_ptr<const Grammar>& shared() const { return grammar_; }
@@ -193,6 +193,7 @@ class Matcher {
   void begin_expected();
   void end_value(uint32_t frame);
   void string_byte(Config, uint8_t b);
+  bool listed(const Frame&, std::string_view text) const;  // among its keys or items
   bool is_other_key(const Frame&, const ObjectShape&, const std::string& key) const;
   bool fresh(const Config&, uint32_t frame);
   bool new_key(const Config&);

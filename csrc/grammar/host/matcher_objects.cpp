@@ -81,10 +81,13 @@ bool Matcher::is_other_key(const Frame& f, const ObjectShape& s, const std::stri
   const auto at =
       std::lower_bound(s.names.begin(), s.names.end(), key,
                        [](const NamedKey& k, const std::string& x) { return k.name < x; });
-  if (at != s.names.end() && at->name == key) return false;
+  return (at == s.names.end() || at->name != key) && !listed(f, key);
+}
+
+bool Matcher::listed(const Frame& f, std::string_view text) const {
   for (uint32_t i = f.list; i; i = list_[i - 1].next)
-    if (list_[i - 1].text == key) return false;
-  return true;
+    if (list_[i - 1].text == text) return true;
+  return false;
 }
 
 // Of a key that has begun and can only become one of finitely many: whether one of them is not

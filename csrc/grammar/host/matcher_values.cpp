@@ -43,11 +43,7 @@ void Matcher::begin_value(const Config& c, uint8_t b) {
     f.start = int32_t(bytes_.size() - 1);
     frame = add_frame(f);
   }
-  const auto taken = [&](const char* literal) {
-    for (uint32_t i = unique ? frames_[frame].list : 0; i; i = list_[i - 1].next)
-      if (list_[i - 1].text == literal) return true;
-    return false;
-  };
+  const auto taken = [&](const char* literal) { return unique && listed(frames_[frame], literal); };
   Config next{};
   next.frame = frame;
   switch (b) {
@@ -132,8 +128,7 @@ void Matcher::end_value(uint32_t frame) {
       if (array_of(f).unique && unknown_item_) ++unchecked_;
       if (array_of(f).unique && !unknown_item_) {
         const std::string item = canonical_text(std::string_view(bytes_).substr(size_t(f.start)));
-        for (uint32_t i = f.list; i; i = list_[i - 1].next)
-          if (list_[i - 1].text == item) return;
+        if (listed(f, item)) return;
         list_.push_back({f.list, 0, 0, item});
         Frame with = f;
         with.list = uint32_t(list_.size());
@@ -170,14 +165,10 @@ void Matcher::begin_item(uint32_t frame, int32_t b) {
     if (g < 0) continue;
     if (s.unique && f.list && s.finite[size_t(at)][sub]) {
       // Some item that isn't there yet.
-      bool left = false;
-      for (const std::string& item : *s.finite[size_t(at)][sub]) {
-        bool taken = false;
-        for (uint32_t i = f.list; i && !taken; i = list_[i - 1].next)
-          taken = list_[i - 1].text == item;
-        left |= !taken;
-      }
-      if (!left) continue;
+      const auto& items = *s.finite[size_t(at)][sub];
+      if (std::all_of(items.begin(), items.end(),
+                      [&](const std::string& x) { return listed(f, x); }))
+        continue;
     }
     uint32_t owner = frame;
     const bool endless =
@@ -253,11 +244,6 @@ bool Matcher::fresh(const Config& c, uint32_t frame) {
   const Frame& f = frames_[frame];
   if (f.list == 0) return true;
   Langs& langs = grammar_->langs();
-  const auto taken = [&](const std::string& item) {
-    for (uint32_t i = f.list; i; i = list_[i - 1].next)
-      if (list_[i - 1].text == item) return true;
-    return false;
-  };
   if (c.escape != 0) return true;
   if (langs.infinite(c.lang)) {
     if (c.phase == Phase::kString) return true;
@@ -273,7 +259,7 @@ bool Matcher::fresh(const Config& c, uint32_t frame) {
     std::vector<std::string> words = langs.list(once, 301);
     if (langs.accepts(langs.step(c.lang, '0'))) words.push_back("0");
     for (const std::string& w : words)
-      if (!taken(canonical_text(so_far + w))) return true;
+      if (!listed(f, canonical_text(so_far + w))) return true;
     return false;
   }
   const std::string so_far = bytes_.substr(size_t(f.start));
@@ -288,7 +274,7 @@ bool Matcher::fresh(const Config& c, uint32_t frame) {
     const std::string item = c.phase == Phase::kString
                                  ? "\"" + decode_text(std::string_view(so_far).substr(1)) + rest
                                  : canonical_text(so_far + rest);
-    if (!taken(item)) return true;
+    if (!listed(f, item)) return true;
   }
   return false;
 }

@@ -99,8 +99,6 @@ Schema::~Schema() = default;
 
 Goal Schema::root() const { return impl_->root_goal; }
 const Value& Schema::value(Goal g) const { return impl_->goals[size_t(g)].value; }
-bool Schema::possible(Goal g) const { return impl_->goals[size_t(g)].possible; }
-Goal Schema::with(Goal g, Literal l) { return impl_->join(g, l); }
 const std::vector<std::string>& Schema::warnings() const { return impl_->warnings; }
 const SchemaOptions& Schema::options() const { return impl_->options; }
 size_t Schema::goals() const { return impl_->goals.size(); }

@@ -125,8 +125,6 @@ class Schema {
   ~Schema();
   Goal root() const;
   const Value& value(Goal) const;  // every goal that can be reached has been worked out
-  bool possible(Goal) const;       // some value reaches it
-  Goal with(Goal, Literal);        // while compiling
   const std::vector<std::string>& warnings() const;
   const SchemaOptions& options() const;
   size_t goals() const;

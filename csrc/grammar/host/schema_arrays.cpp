@@ -8,8 +8,6 @@ namespace {
 constexpr int64_t kMostListed = 256;  // items that are told apart by unique arrays with few
 constexpr int64_t kMostStates = 1000000;
 
-int32_t clipped(int64_t n) { return int32_t(std::min<int64_t>(n, kUnbounded)); }
-
 }  // namespace
 
 std::shared_ptr<ArrayShape> Schema::Impl::array_shape(const Conjunction& c) {

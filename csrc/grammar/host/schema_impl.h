@@ -69,6 +69,8 @@ struct Node {
   std::string pointer;
 };
 
+inline int32_t clipped(int64_t n) { return int32_t(std::min<int64_t>(n, kUnbounded)); }
+
 enum class Truth : uint8_t { kFalse, kTrue, kOpen };
 
 // The evaluated members and items of one way to satisfy a schema.

@@ -9,8 +9,6 @@ namespace {
 constexpr size_t kMostClasses = 64;   // kinds of keys that patterns tell apart
 constexpr int64_t kMostListed = 256;  // keys of a class that are listed by name
 
-int32_t clipped(int64_t n) { return int32_t(std::min<int64_t>(n, kUnbounded)); }
-
 }  // namespace
 
 std::shared_ptr<ObjectShape> Schema::Impl::object_shape(const Conjunction& c) {

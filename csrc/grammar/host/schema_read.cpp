@@ -109,7 +109,8 @@ void Schema::Impl::add_document(const Json& j, const std::string& base, int32_t 
   index(j, Place{base, "", draft}, 0);
   // Under the name it was asked for too, with the draft that it says it has.
   const auto own = places.find(&j);
-  resources.try_emplace(base, Resource{&j, own == places.end() ? Place{base, "", draft} : own->second});
+  resources.try_emplace(base,
+                        Resource{&j, own == places.end() ? Place{base, "", draft} : own->second});
 }
 
 // Notes where the document names its parts.

@@ -37,9 +37,6 @@ class TriggerAutomaton {
   }
 
  private:
-  enum Place : uint8_t { kWhole, kLast1, kLast2, kLast3, kE0, kEd, kF0, kF4, kPlaces };
-  static int place_after(int place, int byte);  // -1: not UTF-8
-
   Lang make(Langs&, bool hits) const;
   int32_t child(int32_t state, uint8_t byte) const { return next_[size_t(state) * 256 + byte]; }
 
@@ -48,38 +45,9 @@ class TriggerAutomaton {
   std::vector<bool> hit_;       // a trigger ends here
 };
 
-int TriggerAutomaton::place_after(int place, int b) {
-  const bool follows = b >= 0x80 && b <= 0xbf;
-  switch (place) {
-    case kWhole:
-      if (b < 0x80) return kWhole;
-      if (b >= 0xc2 && b <= 0xdf) return kLast1;
-      if (b == 0xe0) return kE0;
-      if (b == 0xed) return kEd;
-      if (b >= 0xe1 && b <= 0xef) return kLast2;
-      if (b == 0xf0) return kF0;
-      if (b >= 0xf1 && b <= 0xf3) return kLast3;
-      return b == 0xf4 ? kF4 : -1;
-    case kLast1:
-      return follows ? kWhole : -1;
-    case kLast2:
-      return follows ? kLast1 : -1;
-    case kLast3:
-      return follows ? kLast2 : -1;
-    case kE0:
-      return b >= 0xa0 && b <= 0xbf ? kLast1 : -1;
-    case kEd:
-      return b >= 0x80 && b <= 0x9f ? kLast1 : -1;
-    case kF0:
-      return b >= 0x90 && b <= 0xbf ? kLast2 : -1;
-    default:
-      return b >= 0x80 && b <= 0x8f ? kLast2 : -1;
-  }
-}
-
 TriggerAutomaton::TriggerAutomaton(const std::vector<std::string>& triggers)
-    : next_(kPlaces * 256, -1), place_(kPlaces), hit_(kPlaces) {
-  for (int p = 0; p < kPlaces; ++p) place_[size_t(p)] = uint8_t(p);
+    : next_(kTextStates * 256, -1), place_(kTextStates), hit_(kTextStates) {
+  for (int p = 0; p < kTextStates; ++p) place_[size_t(p)] = uint8_t(p);
   for (const std::string& trigger : triggers) {
     int32_t state = 0;
     for (const char c : trigger) {
@@ -91,7 +59,7 @@ TriggerAutomaton::TriggerAutomaton(const std::vector<std::string>& triggers)
               "the triggers have more than " + std::to_string(kMostStates) + " bytes");
         }
         next_[move] = int32_t(place_.size());
-        place_.push_back(uint8_t(place_after(place_[size_t(state)], uint8_t(c))));
+        place_.push_back(uint8_t(text_step(place_[size_t(state)], uint8_t(c))));
         hit_.push_back(false);
         next_.resize(next_.size() + 256, -1);
       }
@@ -106,7 +74,7 @@ TriggerAutomaton::TriggerAutomaton(const std::vector<std::string>& triggers)
     for (int b = 0; b < 256; ++b) {
       int32_t& to = next_[size_t(state) * 256 + size_t(b)];
       const int32_t other = from < 0 ? -1 : child(from, uint8_t(b));
-      const int place = place_after(place_[size_t(state)], b);
+      const int place = text_step(place_[size_t(state)], uint8_t(b));
       if (to >= 0) {
         back[size_t(to)] = other >= 0 ? other : 0;
         queue.push_back(to);
@@ -115,7 +83,7 @@ TriggerAutomaton::TriggerAutomaton(const std::vector<std::string>& triggers)
       }
     }
   };
-  for (int32_t p = 0; p < kPlaces; ++p) fill(p, -1);
+  for (int32_t p = 0; p < kTextStates; ++p) fill(p, -1);
   for (size_t i = 0; i < queue.size(); ++i) {
     const int32_t state = queue[i], from = back[size_t(state)];
     if (hit_[size_t(from)]) hit_[size_t(state)] = true;
@@ -129,7 +97,7 @@ Lang TriggerAutomaton::make(Langs& langs, bool hits) const {
   dfa->targets = next_;
   dfa->accepting.resize(place_.size());
   for (size_t s = 0; s < place_.size(); ++s) {
-    dfa->accepting[s] = hits ? hit_[s] : !hit_[s] && place_[s] == kWhole;
+    dfa->accepting[s] = hits ? hit_[s] : !hit_[s] && place_[s] == 0;
     if (!hit_[s]) continue;
     std::fill_n(dfa->targets.begin() + ptrdiff_t(s * 256), 256, -1);
   }

@@ -5,7 +5,6 @@
 
 #include "compact.h"
 #include "error.h"
-#include "lang_impl.h"
 #include "text.h"
 
 namespace tokops::grammar {
