@@ -10,6 +10,7 @@ from tokops.speculative import (
     LatencyTable,
     best_first_tree,
     choose_size,
+    common_size,
     dynamic_size,
     falcon_tree,
     pooled_sizes,
@@ -166,21 +167,21 @@ def descending(rng, batch, length, device):
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 
-@pytest.mark.parametrize("common", [False, True])
 @pytest.mark.parametrize("seed", range(8))
-def test_dynamic_size(seed, common, device):
+def test_dynamic_size(seed, device):
     rng = np.random.default_rng(seed)
     table = LatencyTable(SIZES, (0,), (np.sort(rng.random(6)) + 0.5,))
     length = 40 if seed % 2 else 11  # fewer candidates than the largest size
     chances = descending(rng, 3, length, device)
     sizes, seconds = table.curve(extra=0.1, device=device)
-    got = dynamic_size(chances, sizes, seconds, common=common)
+    got = dynamic_size(chances, sizes, seconds)
     assert got.dtype == torch.int32
     c = chances.double().cpu().numpy()
     values = np.array([[1 + row[: n - 1].sum() for n in sizes.tolist()] for row in c])
-    ratios = (values.sum(0, keepdims=True) if common else values) / seconds.cpu().numpy()
+    ratios = np.concatenate([values, values.sum(0, keepdims=True)]) / seconds.cpu().numpy()
     want = [sizes.tolist()[int(np.argmax(row.round(12)))] for row in ratios]
-    assert got.tolist() == (want * 3 if common else want)
+    assert got.tolist() == want[:3]
+    assert common_size(c, sizes.cpu().numpy(), seconds.cpu().numpy()) == want[3]
 
 
 def test_dynamic_size_edges(device):
@@ -193,6 +194,9 @@ def test_dynamic_size_edges(device):
     certain = torch.ones(1, 3, device=device)
     assert dynamic_size(certain, sizes, flat).tolist() == [4]
     assert dynamic_size(certain, sizes, sizes.double()).tolist() == [1]  # equal ratios
+    assert common_size(np.zeros((2, 0)), sizes.cpu().numpy(), flat.cpu().numpy()) == 1
+    with pytest.raises(ValueError, match=r"common_size: .* got \[1, 3\], \[3\], \[2\]"):
+        common_size(np.ones((1, 3)), sizes.cpu().numpy(), np.ones(2))
     with pytest.raises(ValueError, match=r"dynamic_size: .* got \[3\], \[3\], \[3\]"):
         dynamic_size(certain[0], sizes, flat)
     with pytest.raises(ValueError, match=r"S >= 1, got \[1, 3\], \[0\], \[0\]"):

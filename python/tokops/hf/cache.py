@@ -216,7 +216,7 @@ class PagedCache(Cache):
         device = self.layers[0].device
         most = self._check_kept(rows, counts, nodes, device)
         held = torch.tensor(list(counts), dtype=torch.int32).to(device)
-        if rows is not None and most:
+        if rows is not None and most and nodes > 1:
             compact([pages for layer in self.layers for pages in layer.newest()], nodes, rows, held)
         change = held - nodes
         for kept in state.books:

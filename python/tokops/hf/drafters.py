@@ -3,12 +3,13 @@
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..methods import Dense
 from ..sampling import draw, law
-from ..speculative import Eagle2Tree, SuffixIndex, best_first_tree, dynamic_size, tree_build
+from ..speculative import DraftTrust, Eagle2Tree, SuffixIndex, best_first_tree, common_size, tree_build
 from .decoding import Feed
 from .drafting import Drafter, Proposal, Session, Verdict
 from .families import CACHE
@@ -50,8 +51,9 @@ class LookupDrafter(Drafter):
     def __init__(self, method: Any, session: Session):
         self._method = method
         self._index = SuffixIndex(session.batch)
+        self._trust = DraftTrust(session.batch)
         self._known = [0] * session.batch
-        self._curve: tuple[Tensor, Tensor] | None = None
+        self._curve: tuple[np.ndarray, np.ndarray] | None = None
 
     def _learn(self, session):
         """Append the tokens that the index lacks."""
@@ -72,21 +74,33 @@ class LookupDrafter(Drafter):
             method.nodes, depth, method.min_match, method.max_match, 8
         )
         if self._curve is None:
-            self._curve = size_curve(method, session, max(map(len, session.tokens)))
-        live = torch.tensor(session.active)
-        gains = torch.where(live[:, None], weights[:, 1:], 0.0)
-        size = int(dynamic_size(gains, *self._curve, common=True)[0]) if gains.shape[1] else 1
-        size = max(1, min(size, int(torch.where(live, n_nodes, 1).max())))
-        counts = torch.where(live, n_nodes, 1).clamp_max(size)
+            sizes, seconds = size_curve(method, session, max(map(len, session.tokens)))
+            self._curve = sizes.cpu().numpy(), seconds.cpu().numpy()
+        live = np.asarray(session.active)
+        there = np.where(live, n_nodes.numpy(), 1)
+        gains = self._trust.believed(weights.numpy()[:, 1:])[live]
+        size = max(1, min(common_size(gains, *self._curve), int(there.max())))
+        counts = torch.from_numpy(np.minimum(there, size).astype(np.int32))
         return Proposal(
             tokens[:, :size].to(session.device),
             parents[:, :size].to(session.device),
             size,
-            counts.int().to(session.device),
+            counts.to(session.device),
+            memo=(weights, tokens, parents) if size > 1 else None,
         )
+
+    def commit(self, session: Session, proposal: Proposal, verdict: Verdict) -> None:
+        if proposal.memo is None:
+            return
+        weights, tokens, parents = (x[:, : proposal.nodes].tolist() for x in proposal.memo)
+        for b, (kept, given) in enumerate(zip(verdict.kept, verdict.tokens, strict=True)):
+            # A store without room for more tokens cuts the path: then the last token given is a node's.
+            ends = [t for t, parent in zip(tokens[b], parents[b], strict=True) if kept and parent == kept[-1]]
+            self._trust.update(b, weights[b], parents[b], kept, cut=bool(given) and given[-1] in ends)
 
     def select(self, rows: list[int]) -> None:
         self._index.select(rows)
+        self._trust.select(rows)
         self._known = [self._known[row] for row in rows]
 
 

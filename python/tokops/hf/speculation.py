@@ -213,8 +213,10 @@ class Loop:
         """Logits ``[B, N, V]`` of the nodes."""
         lengths = torch.tensor(self.cache.lengths, device=self.device)
         starts = 0 if self.starts is None else self.starts[:, None]
-        self.cache.draft(tree.ancestors, tree.depth, self.starts)
         rows = proposal.tokens.shape[1]
+        # A root alone is a plain step, in which attention need not look up who sees whom.
+        alone = rows == 1
+        self.cache.draft(*((None, None) if alone else (tree.ancestors, tree.depth)), self.starts)
         keep = 0 if proposal.nodes == rows else torch.arange(proposal.nodes, device=self.device)
         with self._watching():
             out = self.model(
@@ -248,11 +250,14 @@ class Loop:
                 continue
             text = self.rows.ids(b)
             for nodes, paths in _by_depth(texts[b], tree[: logits.shape[1] if count is None else count[b]]):
-                ids = torch.cat([text.expand(len(nodes), -1), text.new_tensor(paths)], 1)
+                ids = text
+                if paths[0]:
+                    ids = torch.cat([text.expand(len(nodes), -1), text.new_tensor(paths)], 1)
                 # The prompt's forward has the token that the one node stands for at its end.
                 places = [(b, -1 if proposal is None else node) for node in nodes]
                 processors = processors_of(self.processors, [b] * len(nodes), places)
-                logits[b, nodes] = processors(ids, logits[b, nodes])
+                at = slice(nodes[0], nodes[0] + 1) if len(nodes) == 1 else nodes  # a view, not two copies
+                logits[b, at] = processors(ids, logits[b, at])
         return logits
 
     def _settle(self, proposal: Proposal, path: Tensor, out: Tensor) -> None:

@@ -250,6 +250,8 @@ class PageTable:
             change: ``counts - nodes``, int32 on the table's device.
         """
         assert self.seq_lens is not None, "nodes have been written"
+        if (counts == nodes).all():
+            return
         self.seq_lens.add_(change)
         self._shorten(self.lengths - nodes + counts)
 

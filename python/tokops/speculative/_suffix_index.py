@@ -207,22 +207,24 @@ class SuffixIndex:
         check_tensor(name, "counts", counts, 1, ints, counts)
         check_shape(name, "counts", counts, (self.batch,), "[B]")
         tokens, counts = tokens.cpu(), counts.cpu()
-        largest = int(tokens.max()) if tokens.numel() else 0
-        refuse_unless(largest < 1 << 31, name, f"tokens must be below 2^31, got {largest}")
-        ok = bool(((counts >= 0) & (counts <= tokens.shape[1])).all())
-        refuse_unless(ok, name, f"counts must be 0..{tokens.shape[1]}, got {counts[:8].tolist()}")
+        if tokens.dtype != torch.int32:
+            largest = int(tokens.max()) if tokens.numel() else 0
+            refuse_unless(largest < 1 << 31, name, f"tokens must be below 2^31, got {largest}")
+            tokens = tokens.clamp_min(-1).int()
+        added = counts.tolist()
+        ok = all(0 <= count <= tokens.shape[1] for count in added)
+        refuse_unless(ok, name, f"counts must be 0..{tokens.shape[1]}, got {added[:8]}")
         if self.batch == 0:
             return
         lengths = self.lengths
-        needed = int((lengths + counts).max())
+        needed = max(length + count for length, count in zip(lengths.tolist(), added, strict=True))
         if needed > self.capacity:
             refuse_unless(needed <= 1 << 28, name, f"a sequence must have at most 2^28 tokens, got {needed}")
             grown = self._fresh(self.batch, min(max(needed, 2 * self.capacity), 1 << 28))
             text = self.tensors[1][:, : int(lengths.max())]
             torch.ops.tokops.suffix_extend.default(*grown, text, lengths)
             self.tensors = grown
-        breaks = tokens.clamp_min(-1).int()
-        torch.ops.tokops.suffix_extend.default(*self.tensors, breaks, counts.int())
+        torch.ops.tokops.suffix_extend.default(*self.tensors, tokens, counts.int())
 
     def draft(
         self, nodes: int = 32, depth: int = 31, min_match: int = 1, max_match: int = 32, branch: int = 8

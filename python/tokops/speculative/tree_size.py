@@ -109,7 +109,7 @@ def _first_best(ratio: Tensor) -> Tensor:
     return torch.where(ratio == ratio.amax(-1, keepdim=True), index, ratio.shape[-1]).amin(-1)
 
 
-def dynamic_size(acceptance: Tensor, sizes: Tensor, seconds: Tensor, *, common: bool = False) -> Tensor:
+def dynamic_size(acceptance: Tensor, sizes: Tensor, seconds: Tensor) -> Tensor:
     """How many nodes of a re-ranked tree to verify, from the drafter's own probabilities; no host synchronisation.
 
     Maximises (1 + sum of the n - 1 largest cumulative probabilities) / seconds(n); of equal ratios the smaller n.
@@ -119,7 +119,6 @@ def dynamic_size(acceptance: Tensor, sizes: Tensor, seconds: Tensor, *, common: 
             :meth:`~tokops.speculative.DraftPool.acceptance` gives them.
         sizes: ``[S]`` int64, ascending, 1 first: of the latency table, or of the captured graphs.
         seconds: ``[S]`` float64 of a whole step at these sizes; ``LatencyTable.curve`` gives both.
-        common: one size for the whole batch, by the sums over its sequences, where one kernel shape serves all.
 
     Returns:
         ``[B]`` int32 nodes, root included.
@@ -135,9 +134,36 @@ def dynamic_size(acceptance: Tensor, sizes: Tensor, seconds: Tensor, *, common: 
     gains = acceptance.double().nan_to_num(0.0)
     sums = torch.cat([gains.new_ones(len(gains), 1), gains], 1).cumsum(1)
     expected = sums[:, (sizes - 1).clamp_max(sums.shape[1] - 1)]
-    if common:
-        expected = expected.sum(0, keepdim=True)
-    return sizes[_first_best(expected / seconds)].int().expand(len(acceptance))
+    return sizes[_first_best(expected / seconds)].int()
+
+
+def common_size(acceptance: np.ndarray, sizes: np.ndarray, seconds: np.ndarray) -> int:
+    """One size for all sequences of a batch that is drafted on the host, where one kernel shape serves all.
+
+    Maximises the sum over the sequences of what :func:`dynamic_size` maximises for each; of equal ratios the smaller
+    size.
+
+    Args:
+        acceptance: ``[B, H]`` float64 as there, of the unfinished sequences, without NaN.
+        sizes, seconds: ``[S]`` as there.
+
+    Returns:
+        Nodes per sequence, root included.
+
+    Raises:
+        ValueError: shapes that do not fit, or no size.
+    """
+    if acceptance.ndim != 2 or sizes.ndim != 1 or seconds.shape != sizes.shape or not len(sizes):
+        raise ValueError(
+            "common_size: acceptance must be [B, H], sizes and seconds [S] with S >= 1, got "
+            f"{list(acceptance.shape)}, {list(sizes.shape)}, {list(seconds.shape)}"
+        )
+    batch, most = acceptance.shape
+    expected = np.empty(most + 1)
+    expected[0] = batch
+    expected[1:] = acceptance.sum(0)
+    at = np.minimum(sizes - 1, most)
+    return int(sizes[np.argmax(expected.cumsum()[at] / seconds)])
 
 
 def pooled_sizes(acceptance: Tensor, seconds: Tensor) -> Tensor:
