@@ -331,7 +331,7 @@ def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
             yield "sample", f"[{rows}, {v}] masked", (logits, 1, *numbers, *settings, 0, 3, mask), {}
         return
     for rows, v in ((1, 1), (3, 8), (4, 1000), (2, 5001)):
-        for dtype in FLOATS:
+        for dtype in FLOATS[: 1 if v > 5000 else 3]:
             logits = (torch.randn(rows, v, generator=gen) * 3).to(dtype)
             if rows == 4:
                 logits[0], logits[1, ::2], logits[2, 5:9] = float("-inf"), float("nan"), float("inf")

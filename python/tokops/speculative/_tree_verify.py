@@ -302,7 +302,7 @@ def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
                 yield NAME, f"{mode} B {b} N {n} V 131072", _case(gen, mode, b, n, 131072, False), {}
         return
     for mode in VERIFY_MODES[:8]:
-        for b, n, v in ((12, 1, 5), (24, 8, 8), (5, 20, 300), (2, 12, 5001)):
+        for b, n, v in ((4, 1, 5), (7, 8, 8), (4, 20, 300), (2, 12, 5001)):
             for given in (True, False):
                 label = f"{mode} B {b} N {n} V {v} from {'probs' if given else 'logits'}"
                 yield NAME, label, _case(gen, mode, b, n, v, given, ragged=n == 20), {}
@@ -310,12 +310,12 @@ def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
         for mode in ("greedy", "target_only", "rrs_wo"):
             settings = (0.8, 40, 0.9, 0.01)
             label = f"{mode} {str(dtype)[6:]} with settings"
-            yield NAME, label, _case(gen, mode, 4, 20, 300, False, settings, dtype), {}
+            yield NAME, label, _case(gen, mode, 2, 20, 300, False, settings, dtype), {}
     yield NAME, "match_plain", _case(gen, "target_only", 9, 20, 60, False, match_plain=True), {}
     yield NAME, "temperature 0", _case(gen, "rrs_wo", 6, 9, 60, False, (0.0, 0, 1.0, 0.0)), {}
     rho = torch.full((6, 16), 3.0, dtype=torch.float64)
     yield NAME, "kseq with rho", _case(gen, "kseq", 6, 16, 8, True, rho=rho), {}
-    yield NAME, "typical, low bar", _case(gen, "typical", 6, 20, 8, False, eps=0.02, delta=0.1), {}
+    yield NAME, "typical, low bar", _case(gen, "typical", 3, 20, 8, False, eps=0.02, delta=0.1), {}
     near = torch.stack([torch.randperm(40, generator=gen) for _ in range(40)])
     near = near[near != torch.arange(40)[:, None]].view(40, 39).int()
     for residual in RESIDUALS:
@@ -329,7 +329,7 @@ def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
                     "undrawn": undrawn,
                 }
                 label = f"lantern {residual} {delta} {'given' if undrawn else 'drawn'}"
-                yield NAME, label, _case(gen, "lantern", 6, 12, 50, delta == 0.1, **extra), {}
+                yield NAME, label, _case(gen, "lantern", 3, 12, 50, delta == 0.1, **extra), {}
     extra = {"neighbours": near, "offset": 5, "delta": 0.2, "undrawn": True}
     yield NAME, "lantern greedy", _case(gen, "lantern", 6, 12, 50, False, (0.0, 0, 1.0, 0.0), **extra), {}
     yield NAME, "no trees", _case(gen, "greedy", 0, 3, 5, False), {}
