@@ -9,6 +9,7 @@ void Grammar::options_of(const Schema& s) {
   most_space_ = o.whitespace == "none" ? 0 : o.whitespace == "space" ? 1 : o.max_whitespace;
   all_space_ = o.whitespace == "any";
   schema_order_ = o.schema_order;
+  watched_ = watched_ || s.watched();
   ByteSet spaces;
   for (const uint8_t b : {' ', '\t', '\n'})
     if (space(b)) spaces.add(b);

@@ -34,13 +34,15 @@ void MaskFiller::run() {
 bool MaskFiller::has_record(const Config& c) const {
   switch (c.phase) {
     case Phase::kString:
-      return c.escape == 0 &&
-             (!unique_item(c) || c.lang == langs_.text() || endless(langs_, strings_of(c).lang));
+      return c.escape == 0 && (c.lang == langs_.text() || !(unique_item(c) || held(c)) ||
+                               (strings_of(c).longest < 0 && endless(langs_, strings_of(c).lang)));
     case Phase::kNumber:
-      return !unique_item(c);
+      return !unique_item(c) && !held(c);
     case Phase::kOtherKey:
-      return c.escape == 0 && (c.lang == langs_.text() ||
-                               endless(langs_, object_of(m_.frame(c.frame)).classes[c.index].lang));
+      return c.escape == 0 &&
+             (c.lang == langs_.text() ||
+              endless(langs_, object_of(m_.frame(c.frame)).classes[c.index].lang)) &&
+             !held(c);
     case Phase::kRule:
       return true;
     default:

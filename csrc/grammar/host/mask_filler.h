@@ -47,6 +47,11 @@ class MaskFiller {
     const Frame& f = m_.frame(c.frame);
     return f.kind == Frame::kArray && static_cast<const ArrayShape*>(f.shape)->unique;
   }
+  // In an item of a unique array that may not become what another is, which its lexeme decides.
+  bool held(const Config& c) const { return m_.grammar().watched() && !m_.free_beside(c); }
+  bool clears(const Config& c) const {
+    return c.phase == Phase::kOtherKey || unique_item(c) || held(c);
+  }
   const Strings& strings_of(const Config& c) const {
     return m_.grammar().schema(m_.frame(c.frame).schema).value(c.id).strings[c.index];
   }
@@ -80,11 +85,12 @@ class MaskFiller {
   void rest(const Record& r, int32_t node, int32_t fewest, int32_t most, int64_t unchecked);
   // Takes back the tokens below a node that spell a key which is named or there already.
   void remove_taken(const Config& c, int32_t node);
-  // The same for strings that are items of the array already.
+  // The same for strings that make an item which the array has already.
   void remove_items(const Config& c, int32_t node);
-  // Tokens below `node`, where `depth` bytes of the words [low, high) have been read.
+  // Clears tokens below `node`, where `depth` bytes of the words [low, high) have been read: those
+  // that close the string behind a word, or with `open` those that end there.
   void spell(int32_t node, const std::string_view* low, const std::string_view* high, size_t depth,
-             uint32_t escape);
+             uint32_t escape, bool open = false);
 };
 
 }  // namespace tokops::grammar

@@ -11,7 +11,7 @@ void MaskFiller::look_up(const std::vector<Config>& all, int32_t node) {
   // are added.
   std::vector<uint32_t> before;
   for (const Config& c : all) {
-    if (c.phase != Phase::kOtherKey && !unique_item(c)) continue;
+    if (!clears(c)) continue;
     if (blank_) {
       one(c, node);
       continue;
@@ -22,7 +22,7 @@ void MaskFiller::look_up(const std::vector<Config>& all, int32_t node) {
     for (int32_t w = 0; w < words_; ++w) mask_[w] |= before[size_t(w)];
   }
   for (const Config& c : all)
-    if (c.phase != Phase::kOtherKey && !unique_item(c)) one(c, node);
+    if (!clears(c)) one(c, node);
 }
 
 void MaskFiller::alone(const Config& c, int32_t node) {
@@ -79,7 +79,7 @@ void MaskFiller::one(const Config& c, int32_t node) {
   }
   if (c.phase == Phase::kOtherKey)
     remove_taken(c, node);
-  else if (c.phase == Phase::kString && unique_item(c))
+  else if (c.phase == Phase::kString && clears(c))
     remove_items(c, node);
 }
 
@@ -198,32 +198,46 @@ void MaskFiller::remove_taken(const Config& c, int32_t node) {
 }
 
 void MaskFiller::remove_items(const Config& c, int32_t node) {
+  std::vector<std::string> items;
   const Frame& f = m_.frame(c.frame);
-  if (!f.list) return;
-  const std::string prefix =
-      "\"" + decode_text(std::string_view(m_.bytes_).substr(size_t(f.start) + 1));
-  std::vector<std::string_view> taken;
-  for (uint32_t i = f.list; i; i = m_.list_[i - 1].next) {
-    const std::string& item = m_.list_[i - 1].text;
-    if (item.compare(0, prefix.size(), prefix) == 0)
-      taken.push_back(std::string_view(item).substr(prefix.size()));
+  if (!unique_item(c)) {
+    items = m_.repeating_strings(c);
+  } else if (f.list) {
+    const std::string prefix =
+        "\"" + decode_text(std::string_view(m_.bytes_).substr(size_t(f.start) + 1));
+    for (uint32_t i = f.list; i; i = m_.list_[i - 1].next) {
+      const std::string& item = m_.list_[i - 1].text;
+      if (item.compare(0, prefix.size(), prefix) == 0) items.push_back(item.substr(prefix.size()));
+    }
   }
-  if (taken.empty()) return;
-  std::sort(taken.begin(), taken.end());
+  if (items.empty()) return;
+  std::sort(items.begin(), items.end());
+  std::vector<std::string_view> taken(items.begin(), items.end());
   spell(node, taken.data(), taken.data() + taken.size(), 0, 0);
+  // Of the longest strings that are allowed nothing else could become.
+  const int32_t longest = strings_of(c).longest;
+  if (longest < 0) return;
+  std::erase_if(taken, [&](std::string_view x) {
+    return c.count + std::count_if(x.begin(), x.end(),
+                                   [](char b) { return (uint8_t(b) & 0xc0) != 0x80; }) !=
+           longest;
+  });
+  if (!taken.empty()) spell(node, taken.data(), taken.data() + taken.size(), 0, 0, true);
 }
 
 void MaskFiller::spell(int32_t node, const std::string_view* low, const std::string_view* high,
-                       size_t depth, uint32_t escape) {
+                       size_t depth, uint32_t escape, bool open) {
   const int32_t* const ends = v_.ends();
+  const auto clear = [&](int32_t from, int32_t to) {
+    for (int32_t k = v_.first_tokens()[from]; k < v_.first_tokens()[to]; ++k) {
+      const int32_t t = v_.order()[k];
+      mask_[t >> 5] &= ~(1u << (t & 31));
+    }
+  };
   for (int32_t c = node + 1; c < ends[node]; c = ends[c]) {
     const uint8_t b = v_.bytes()[c];
     if (b == '"' && escape == 0) {
-      if (low->size() == depth)
-        for (int32_t k = v_.first_tokens()[c]; k < v_.first_tokens()[ends[c]]; ++k) {
-          const int32_t t = v_.order()[k];
-          mask_[t >> 5] &= ~(1u << (t & 31));
-        }
+      if (low->size() == depth && !open) clear(c, ends[c]);
       continue;
     }
     uint32_t next = escape;
@@ -238,7 +252,9 @@ void MaskFiller::spell(int32_t node, const std::string_view* low, const std::str
       while (e < h && uint8_t((*e)[at]) == uint8_t(out[i])) ++e;
       h = e;
     }
-    if (l < h && ends[c] > c + 1) spell(c, l, h, depth + size_t(n), next);
+    if (l == h) continue;
+    if (open && next == 0 && l->size() == depth + size_t(n)) clear(c, c + 1);
+    if (ends[c] > c + 1) spell(c, l, h, depth + size_t(n), next, open);
   }
 }
 

@@ -91,6 +91,7 @@ bool Matcher::push(uint8_t b) {
     advance(c, b);
   }
   if (!expected_.empty()) begin_expected();
+  if (grammar_->watched()) drop_repeated(last);
   if (configs_.size() > last) return true;
   pop(1);
   return false;

@@ -14,6 +14,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "items.h"
 #include "rules.h"
 #include "schema.h"
 #include "vocabulary.h"
@@ -49,6 +50,7 @@ class Grammar {
   bool space(uint8_t b) const { return b == ' ' || (all_space_ && (b == '\t' || b == '\n')); }
   int32_t most_space() const { return most_space_; }
   bool schema_order() const { return schema_order_; }
+  bool watched() const { return watched_; }                // some array of a schema is
   Lang space_language() const { return space_language_; }  // any number of whitespace characters
 
  private:
@@ -60,7 +62,7 @@ class Grammar {
   std::vector<int32_t> starts_;
   int32_t start_ = 0, most_space_ = 64;
   Lang space_language_ = kEmptyWord;
-  bool all_space_ = true, schema_order_ = false;
+  bool all_space_ = true, schema_order_ = false, watched_ = false;
   std::vector<std::string> warnings_;
 };
 
@@ -195,7 +197,22 @@ class Matcher {
   void string_byte(Config, uint8_t b);
   bool listed(const Frame&, std::string_view text) const;  // among its keys or items
   bool is_other_key(const Frame&, const ObjectShape&, const std::string& key) const;
-  bool fresh(const Config&, uint32_t frame);
+  // Items of unique arrays: matcher_items.cpp.
+  std::optional<std::vector<std::string>> leaf_values(const Config&, std::string_view text,
+                                                      const Frame& array);
+  bool fresh(const Config&, uint32_t array);
+  bool takes_many(const Frame&) const;
+  bool watches(uint32_t frame, const std::vector<uint32_t>& path) const;
+  template <class Grows>
+  bool some_way_up(uint32_t frame, std::vector<uint32_t>& path, const Grows&);
+  // Not in an item of a watched array, or in one that differs from the others in the end whatever
+  // the lexeme becomes.
+  bool free_beside(const Config&);
+  bool may_differ(const Config&, const std::string* leaf);
+  bool completes_new(const Config&, const Frame& array, const std::vector<uint32_t>& path,
+                     const BegunText&, const std::string* leaf);
+  void drop_repeated(size_t first);
+  std::vector<std::string> repeating_strings(const Config&);
   bool new_key(const Config&);
   void enter(int32_t state, uint32_t call);
   void return_from(uint32_t call);
@@ -217,9 +234,8 @@ class Matcher {
   };
   std::vector<Expected> expected_;  // at this byte: values, before those of one goal are joined
   bool done_ = false;
-  bool unknown_item_ =
-      false;  // an item that ends now is not in bytes_ as a whole: whether it is there already ..
-  int64_t unchecked_ = 0;  // .. is not asked, but counted
+  bool unknown_item_ = false;  // what is in an item now is not in bytes_ as a whole: whether it is
+  int64_t unchecked_ = 0;      // there already is not asked, but counted
 };
 
 // Masks of draft trees: parents[i] < i or -1, tokens[i] the token at node i; row i of `mask` is

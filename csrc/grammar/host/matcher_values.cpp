@@ -163,11 +163,11 @@ void Matcher::begin_item(uint32_t frame, int32_t b) {
   for (uint32_t sub = 0; sub < s.goals[size_t(at)].size(); ++sub) {
     const Goal g = s.goals[size_t(at)][sub];
     if (g < 0) continue;
-    if (s.unique && f.list && s.finite[size_t(at)][sub]) {
+    if (s.unique && f.list) {
       // Some item that isn't there yet.
-      const auto& items = *s.finite[size_t(at)][sub];
-      if (std::all_of(items.begin(), items.end(),
-                      [&](const std::string& x) { return listed(f, x); }))
+      const auto& few = grammar_->schema(f.schema).value(g).few;
+      if (few &&
+          std::all_of(few->begin(), few->end(), [&](const std::string& x) { return listed(f, x); }))
         continue;
     }
     uint32_t owner = frame;
@@ -237,46 +237,6 @@ void Matcher::begin_expected() {
     else
       add(c);
   }
-}
-
-// Whether an item of a unique array that has begun can still become one that isn't there yet.
-bool Matcher::fresh(const Config& c, uint32_t frame) {
-  const Frame& f = frames_[frame];
-  if (f.list == 0) return true;
-  Langs& langs = grammar_->langs();
-  if (c.escape != 0) return true;
-  if (langs.infinite(c.lang)) {
-    if (c.phase == Phase::kString) return true;
-    // Endless spellings may still be of few numbers: 1.0, 1.00. Those in one spelling are counted,
-    // and the number that nothing but zeros would make.
-    const std::string so_far = bytes_.substr(size_t(f.start));
-    if (so_far.find_first_of("eE") != so_far.npos) return true;
-    const bool fraction = so_far.find('.') != so_far.npos;
-    const Lang rest = regex(langs, fraction ? "^([0-9]*[1-9])?$" : "^[0-9]*(\\.[0-9]*[1-9])?$");
-    const Lang once = langs.both({c.lang, rest});
-    if (langs.infinite(once) || langs.count(once, 301) > 300) return true;
-    if (langs.alive(langs.both({c.lang, regex(langs, "[eE]")}))) return true;
-    std::vector<std::string> words = langs.list(once, 301);
-    if (langs.accepts(langs.step(c.lang, '0'))) words.push_back("0");
-    for (const std::string& w : words)
-      if (!listed(f, canonical_text(so_far + w))) return true;
-    return false;
-  }
-  const std::string so_far = bytes_.substr(size_t(f.start));
-  const Strings* bounds = nullptr;
-  if (c.phase == Phase::kString) bounds = &grammar_->schema(f.schema).value(c.id).strings[c.index];
-  for (const std::string& rest : langs.list(c.lang, 1000)) {
-    if (bounds && bounds->shortest > 0) {
-      int32_t n = c.count;
-      for (const char x : rest) n += (uint8_t(x) & 0xc0) != 0x80;
-      if (n < bounds->shortest) continue;
-    }
-    const std::string item = c.phase == Phase::kString
-                                 ? "\"" + decode_text(std::string_view(so_far).substr(1)) + rest
-                                 : canonical_text(so_far + rest);
-    if (!listed(f, item)) return true;
-  }
-  return false;
 }
 
 }  // namespace tokops::grammar

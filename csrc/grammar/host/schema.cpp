@@ -69,6 +69,16 @@ void Schema::Impl::work_out_all() {
       g.value.arrays = std::move(kept_);
     }
   }
+  for (const Goal id : order_)
+    for (const auto& s : goals[size_t(id)].arrays) {
+      if (!s->unique) continue;
+      for (const auto& here : s->goals)
+        for (const Goal x : here) {
+          list_values(x);
+          s->watched |= x >= 0 && !always_grows(goals[size_t(x)].value);
+        }
+      watched |= s->watched;
+    }
 }
 
 Schema::Schema(Langs& langs, const Json& document, SchemaOptions options)
@@ -102,6 +112,7 @@ const Value& Schema::value(Goal g) const { return impl_->goals[size_t(g)].value;
 const std::vector<std::string>& Schema::warnings() const { return impl_->warnings; }
 const SchemaOptions& Schema::options() const { return impl_->options; }
 size_t Schema::goals() const { return impl_->goals.size(); }
+bool Schema::watched() const { return impl_->watched; }
 
 std::string canonical(const Json& j) {
   switch (j.kind) {

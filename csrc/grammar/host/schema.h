@@ -104,8 +104,9 @@ struct ArrayShape {
   std::vector<uint8_t>
       viable;  // with counts: states from which the array can be ended: see array_state
   bool unique = false;
-  // With unique: by position and subset, the canonical texts of all items where they are few.
-  std::vector<std::vector<std::optional<std::vector<std::string>>>> finite;
+  // With unique: some items are objects or arrays that can't always grow, so that one which has
+  // begun may only become what is there already.
+  bool watched = false;
   int32_t position(int32_t index) const {
     return std::min<int32_t>(index, int32_t(goals.size()) - 1);
   }
@@ -117,6 +118,9 @@ struct Value {
   std::vector<Strings> strings;
   std::vector<std::shared_ptr<const ObjectShape>> objects;
   std::vector<std::shared_ptr<const ArrayShape>> arrays;
+  // All of them in canonical form, where they are few; told only of goals that items of unique
+  // arrays are made of.
+  std::optional<std::vector<std::string>> few;
 };
 
 class Schema {
@@ -128,6 +132,7 @@ class Schema {
   const std::vector<std::string>& warnings() const;
   const SchemaOptions& options() const;
   size_t goals() const;
+  bool watched() const;  // some array is
 
  private:
   struct Impl;

@@ -5,7 +5,6 @@ namespace tokops::grammar {
 
 namespace {
 
-constexpr int64_t kMostListed = 256;  // items that are told apart by unique arrays with few
 constexpr int64_t kMostStates = 1000000;
 
 }  // namespace
@@ -196,59 +195,7 @@ void Schema::Impl::finish(ArrayShape& s) {
         s.viable[size_t(array_state(s, i, counts.data()))] = ok;
       }
   }
-  if (s.unique) {
-    for (const auto& here : s.goals) {
-      std::vector<std::optional<std::vector<std::string>>> by_subset;
-      for (const Goal g : here) {
-        std::optional<std::vector<std::string>>& few =
-            by_subset.emplace_back(std::vector<std::string>{});
-        if (g < 0) continue;
-        const GoalData& d = goals[size_t(g)];
-        if (s.most <= 1) continue;
-        // Arrays and objects that can always grow differ from all others in the end; of closed ones
-        // it would have to be known what they can still become.
-        for (const auto& o : d.value.objects)
-          if (o->classes.empty() || o->most != kUnbounded)
-            throw GrammarError(
-                "uniqueItems", "",
-                "over objects that hold no other members than those listed it is not supported");
-        for (const auto& a : d.value.arrays)
-          if (a->most != kUnbounded)
-            throw GrammarError("uniqueItems", "",
-                               "over arrays of bounded length it is not supported");
-        if (!d.value.arrays.empty() || !d.value.objects.empty()) few.reset();
-        if (!few) continue;
-        const Value& v = d.value;
-        if (v.null) few->push_back("null");
-        if (v.no) few->push_back("false");
-        if (v.yes) few->push_back("true");
-        if (v.number != kNothing) {
-          // One spelling of each number: no exponent, no trailing zeros of a fraction, no -0.
-          const Lang digits = regex(*langs, "^(0|-?[1-9][0-9]*|-?(0|[1-9][0-9]*)\\.[0-9]*[1-9])$");
-          const Lang once = langs->both({v.number, digits});
-          if (langs->infinite(once) || langs->count(once, kMostListed + 1) > kMostListed)
-            few.reset();
-          else
-            for (const std::string& t : langs->list(once, kMostListed + 1))
-              few->push_back(Decimal::parse(t).text());
-        }
-        for (const Strings& t : v.strings) {
-          if (!few) break;
-          const Lang all = fold(t);
-          if (langs->infinite(all) || langs->count(all, kMostListed + 1) > kMostListed)
-            few.reset();
-          else
-            for (const std::string& w : langs->list(all, kMostListed + 1)) few->push_back("\"" + w);
-        }
-      }
-      for (auto& few : by_subset)
-        if (few) {
-          std::sort(few->begin(), few->end());
-          few->erase(std::unique(few->begin(), few->end()), few->end());
-        }
-      s.finite.push_back(std::move(by_subset));
-    }
-  }
+  if (s.most <= 1) s.unique = false;
 }
 
 bool Schema::Impl::shape_possible(const ArrayShape& s) const {

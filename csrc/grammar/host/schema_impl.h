@@ -171,7 +171,8 @@ struct Schema::Impl {
     bool possible = false;
     // Answers while compiling: each type's part is worked out when first asked for.
     uint8_t parts = 0;
-    int8_t maybe = -1;  // 0 impossible, 1 possible, 2 being asked
+    int8_t maybe = -1;    // 0 impossible, 1 possible, 2 being asked
+    bool listed = false;  // `value.few` has been asked for
     std::vector<std::shared_ptr<ObjectShape>> objects;
     std::vector<std::shared_ptr<ArrayShape>> arrays;
   };
@@ -203,6 +204,10 @@ struct Schema::Impl {
   bool shape_possible(const ArrayShape&) const;
   void finish(ObjectShape&);
   void finish(ArrayShape&);
+  void list_values(Goal);  // schema_items.cpp
+  std::optional<std::vector<std::string>> few_scalars(const Value&);
+  bool always_grows(const Value&) const;
+  bool watched = false;
   void tick();
 };
 

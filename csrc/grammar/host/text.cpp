@@ -1,12 +1,12 @@
 #include "text.h"
 
-#include <map>
-
 #include "regex.h"
 
 namespace tokops::grammar {
 
 namespace {
+
+std::string sized(const std::string& x) { return std::to_string(x.size()) + ":" + x; }
 
 // Reads one value from `at` on.
 std::string canonical_value(std::string_view s, size_t& at) {
@@ -20,21 +20,20 @@ std::string canonical_value(std::string_view s, size_t& at) {
     ++at;
     return text;
   };
-  const auto sized = [](const std::string& x) { return std::to_string(x.size()) + ":" + x; };
   space();
   if (at >= s.size()) return "";
   if (s[at] == '"') return "\"" + string();
   if (s[at] == '{' || s[at] == '[') {
     const char open = s[at++];
     std::map<std::string, std::string> members;
-    std::string items;
+    std::vector<std::string> items;
     for (space(); at < s.size() && s[at] != '}' && s[at] != ']'; space()) {
       if (s[at] == ',') {
         ++at;
         continue;
       }
       if (open == '[') {
-        items += sized(canonical_value(s, at));
+        items.push_back(canonical_value(s, at));
         continue;
       }
       const std::string key = string();
@@ -43,8 +42,7 @@ std::string canonical_value(std::string_view s, size_t& at) {
       members[key] = canonical_value(s, at);
     }
     ++at;
-    for (const auto& [k, v] : members) items += sized(k) + sized(v);
-    return open + items;
+    return open == '{' ? canonical_object(members) : canonical_array(items);
   }
   const size_t first = at;
   while (at < s.size() && std::string_view(",]} \t\n\r").find(s[at]) == std::string_view::npos)
@@ -55,6 +53,18 @@ std::string canonical_value(std::string_view s, size_t& at) {
 }
 
 }  // namespace
+
+std::string canonical_object(const std::map<std::string, std::string>& members) {
+  std::string s = "{";
+  for (const auto& [k, v] : members) s += sized(k) + sized(v);
+  return s;
+}
+
+std::string canonical_array(const std::vector<std::string>& items) {
+  std::string s = "[";
+  for (const std::string& x : items) s += sized(x);
+  return s;
+}
 
 std::string canonical_text(std::string_view text) {
   size_t at = 0;

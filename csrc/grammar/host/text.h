@@ -2,8 +2,10 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "lang.h"
 
@@ -159,6 +161,9 @@ inline std::string decode_text(std::string_view inside) {
 // What equal JSON values share, given the text of one: members sorted, numbers in one spelling,
 // strings decoded. The text is well formed.
 std::string canonical_text(std::string_view);
+// The same form of an object or an array, from what it holds in that form.
+std::string canonical_object(const std::map<std::string, std::string>& members);
+std::string canonical_array(const std::vector<std::string>& items);
 
 // Code points that an open escape can still become: [low, high], without [0xe000, 0xffff] where
 // `split`.
