@@ -41,6 +41,16 @@ inline uint64_t sum_fixed(const float* w, int n) {
   return sum;
 }
 
+// The largest of x[0..n), of which none is NaN; -inf where there are none.
+inline float largest_of(const float* x, int n) {
+  Vec high = splat(-INFINITY);
+  int i = 0;
+  for (; i + Vec::width <= n; i += Vec::width) high = max(high, load(x + i));
+  float top = largest(high);
+  for (; i < n; ++i) top = x[i] > top ? x[i] : top;
+  return top;
+}
+
 // Sums of weights as integers, by blocks of tokens: drawing searches the blocks, then one block.
 struct BlockSums {
   uint64_t at[kMostSumBlocks];
@@ -130,17 +140,13 @@ inline void cut_row(RowLaw* r, const RowSpace& s, int count, uint64_t limit, boo
 inline uint64_t weigh_row(const RowSpace& s, int count, const LawSettings& set) {
   RowLaw r;
   float* const row = s.row;
-  Vec high = splat(-INFINITY);
-  int x = 0;
-  for (; x + Vec::width <= count; x += Vec::width) high = max(high, load(row + x));
-  r.top = largest(high);
-  for (; x < count; ++x) r.top = row[x] > r.top ? row[x] : r.top;
+  r.top = largest_of(row, count);
   if (!(r.top > -INFINITY)) {
     std::memset(row, 0, sizeof(float) * size_t(count));
     return 0;
   }
   if (set.temperature == 0) {
-    x = 0;
+    int x = 0;
     while (row[x] != r.top) ++x;
     std::memset(row, 0, sizeof(float) * size_t(count));
     row[x] = 1;

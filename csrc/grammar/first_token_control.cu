@@ -8,7 +8,7 @@ namespace {
 template <class T>
 __global__ void __launch_bounds__(kLawThreads) first_token_kernel(FirstTokenControl p) {
   __shared__ LawShared s;
-  __shared__ float score[kMostControls];
+  __shared__ float own_logit[kMostControls], score[kMostControls];
   LawTeam<1> team(s, p.V);
   const int64_t row = blockIdx.x;
   const T* from = static_cast<const T*>(p.logits) + row * p.stride;
@@ -25,11 +25,13 @@ __global__ void __launch_bounds__(kLawThreads) first_token_kernel(FirstTokenCont
   const uint64_t sum = team.sum(own);
   if (int(threadIdx.x) < p.count) {
     const int32_t id = p.ids[row * p.count + threadIdx.x];
-    const float x = id < 0 || id >= p.V ? 0.f : control_score(r, logit(id), sum);
-    score[threadIdx.x] = p.score[row * p.count + threadIdx.x] = x;
+    const bool there = id >= 0 && id < p.V;
+    const float x = own_logit[threadIdx.x] = there ? logit(id) : -INFINITY;
+    score[threadIdx.x] = p.score[row * p.count + threadIdx.x] =
+        there ? control_score(r, x, sum) : 0.f;
   }
   __syncthreads();
-  if (threadIdx.x == 0) p.next[row] = controlled_token(p, row, score);
+  if (threadIdx.x == 0) p.next[row] = controlled_token(p, row, own_logit, score);
 }
 
 }  // namespace

@@ -27,8 +27,10 @@ void first_token_control(const FirstTokenControl& p, const Queue& q);
 
 namespace {  // headers of .isa.cpp files must not emit shared symbols
 
-// What row `row` emits, from the probabilities of its ids.
-TOKOPS_HD int32_t controlled_token(const FirstTokenControl& p, int64_t row, const float* score) {
+// What row `row` emits, from the logits and probabilities of its ids. What is likelier is told by
+// the logits: probabilities far below the largest are all 0.
+TOKOPS_HD int32_t controlled_token(const FirstTokenControl& p, int64_t row, const float* logit,
+                                   const float* score) {
   const int32_t* ids = p.ids + row * p.count;
   const int categories = p.count - 1;
   const float* tau = p.tau + row * categories;
@@ -40,13 +42,17 @@ TOKOPS_HD int32_t controlled_token(const FirstTokenControl& p, int64_t row, cons
     const bool counts = ids[c] >= 0 && (mode == Control::largest || tau[c] == tau[c]);
     if (!counts) continue;
     total = exact::add(total, score[c]);
-    if (best < 0 || score[c] > score[best]) best = c;
+    if (best < 0 || logit[c] > logit[best]) best = c;
   }
   if (best < 0) return -1;
   const float limit = tau[best];
   if (limit != limit) return -1;
-  const float mass = mode == Control::sum ? total : score[best];
-  return mass >= (limit < 0.f ? score[categories] : limit) ? ids[best] : ids[categories];
+  bool refuses;
+  if (limit >= 0.f)
+    refuses = (mode == Control::sum ? total : score[best]) >= limit;
+  else
+    refuses = mode == Control::sum ? total >= score[categories] : logit[best] >= logit[categories];
+  return refuses ? ids[best] : ids[categories];
 }
 
 // The probability of one token from its logit.

@@ -23,7 +23,8 @@ void control_row(const FirstTokenControl& p, int64_t row) {
     }
   };
   each_block([&](int n) {
-    for (int i = 0; i < n; ++i) r.top = block[i] > r.top ? block[i] : r.top;
+    const float top = largest_of(block, n);
+    r.top = top > r.top ? top : r.top;
   });
   uint64_t sum = 0;
   if (r.top > -INFINITY)
@@ -32,14 +33,16 @@ void control_row(const FirstTokenControl& p, int64_t row) {
       sum += sum_fixed(block, n);
     });
   float* score = p.score + row * p.count;
+  float logit[kMostControls];
   for (int c = 0; c < p.count; ++c) {
     const int32_t id = p.ids[row * p.count + c];
     score[c] = 0;
+    logit[c] = -INFINITY;
     if (id < 0 || id >= p.V) continue;
-    load_logits(from + id * size, p.dtype, 1, block);
-    score[c] = control_score(r, block[0], sum);
+    load_logits(from + id * size, p.dtype, 1, logit + c);
+    score[c] = control_score(r, logit[c], sum);
   }
-  p.next[row] = controlled_token(p, row, score);
+  p.next[row] = controlled_token(p, row, logit, score);
 }
 
 void first_token_control_copy(const FirstTokenControl& p, const Queue& q) {

@@ -57,7 +57,8 @@ void race_row(const GumbelTopm& p, int64_t row) {
   for (int x = 0; x < p.V; x += kBlock) {
     const int n = x + kBlock < p.V ? kBlock : p.V - x;
     load_allowed(from, p.dtype, p.mask, bits, x, n, logits);
-    for (int i = 0; i < n; ++i) r.top = logits[i] > r.top ? logits[i] : r.top;
+    const float top = largest_of(logits, n);
+    r.top = top > r.top ? top : r.top;
   }
   Arrivals first;
   uint64_t sum = 0;

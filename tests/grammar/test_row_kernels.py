@@ -207,6 +207,17 @@ def test_categories(device):
     assert score[0, 1] == 0
 
 
+def test_what_is_likelier_is_told_by_the_logits(device):
+    """Where probabilities are 0, or rounding has made them equal."""
+    high, low, step = -50.0, -60.0, torch.finfo(torch.float32).eps
+    rows = [[0.0, high, low], [0.0, low, high], [90.0, 0.1, 0.1 + step / 8], [90.0, 0.1, 0.1]]
+    got, score = control(rows, [[1, 2]] * 4, [[-1.0]] * 4, [1] * 4, device)
+    assert got.tolist() == [1, 2, 2, 1]
+    assert not score.any()
+    got, _ = control([[0.0, low, high, low]] * 2, [[1, 2, 3]] * 2, [[0.0, 0.0], [0.0, NAN]], [1, 1], device)
+    assert got.tolist() == [2, -1]
+
+
 def test_refusals_shrink_as_the_threshold_grows_and_temperature_only_decides(device):
     gen = torch.Generator().manual_seed(8)
     logits = torch.randn(300, 50, generator=gen).tolist()

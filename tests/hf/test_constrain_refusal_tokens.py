@@ -169,6 +169,75 @@ def test_a_batch_of_policies_is_what_each_decides_alone(model):
     assert beams[1, 5] == OTHER
 
 
+def test_rows_of_policies_with_other_categories_modes_and_temperatures(logits):
+    """One call decides all rows: tables of different widths, and what one row has is nothing to another."""
+    third, nan = 40, float("nan")
+    policies = [
+        RefusalTokens(
+            (REFUSE, OTHER, third), RESPOND, mode="category", tau=(1e-3, 0.3, 5e-3), selected=(0, 2)
+        ),
+        RefusalTokens(REFUSE, OTHER, softmax_temperature=2.0),
+        RefusalTokens((OTHER, third), REFUSE, mode="sum", tau=1e-3, softmax_temperature=0.5),
+        RefusalTokens(third, RESPOND, mode="none"),
+        RefusalTokens((REFUSE, third), OTHER, mode="bias", biases=(1.0, -1.0)),
+    ]
+    logits = logits[:60].clone()
+    logits[5:20, third] = nan
+    tokens = [[REFUSE, OTHER, third, RESPOND], [REFUSE, OTHER], [OTHER, third, REFUSE], [third, RESPOND]]
+    tokens.append([REFUSE, third, OTHER])
+    processor = policies[0].processor(requests=policies)
+    got = processor(torch.full((60, 3), 5), logits)
+    x = logits.double().nan_to_num(-math.inf)
+    outcomes: list[set] = [set() for _ in policies]
+    for i, row in enumerate(x):  # rows of one policy are next to each other
+        own = i * len(policies) // 60
+        policy, ids = policies[own], tokens[own]
+        p = (row / policy.softmax_temperature).softmax(-1)[ids]
+        assert processor.scores[i] == pytest.approx(p[:-1].tolist(), abs=1e-6)
+        best = int(p[:-1].argmax())
+        wanted = {
+            0: -1 if best == 1 else ids[best] if p[best] >= policy.tau[best] else RESPOND,
+            1: ids[0] if row[ids[0]] >= row[ids[1]] else ids[1],
+            2: ids[best] if p[:-1].sum() >= 1e-3 else ids[-1],
+            3: -1,
+        }.get(own)
+        if own == 4:
+            moved = row[ids] + torch.tensor([1.0, -1.0, 0.0])
+            assert torch.equal(got[i].isneginf().logical_not().nonzero()[:, 0], torch.tensor(sorted(ids)))
+            torch.testing.assert_close(got[i, ids].double().softmax(-1), moved.softmax(-1), atol=1e-6, rtol=0)
+        elif wanted == -1:
+            assert torch.equal(got[i].nan_to_num(9.0), logits[i].nan_to_num(9.0))
+        else:
+            assert torch.equal(got[i] == 0, torch.arange(97) == wanted)
+            assert int(got[i].isneginf().sum()) == 96
+        outcomes[own].add(wanted)
+    assert [len(x) for x in outcomes] == [3, 2, 2, 1, 1]
+
+
+def test_what_is_next_to_impossible_is_told_apart_all_the_same():
+    """Probabilities are 0 far below the largest: the pair and the likeliest category are a matter of the logits."""
+    logits = torch.full((2, 8), -70.0)
+    logits[:, 0], logits[0, 2], logits[1, 3] = 0.0, -50.0, -50.0
+    assert RefusalTokens(2, 3).decide(logits, [2, 3])[0].tolist() == [2, 3]
+    several = RefusalTokens((1, 2, 3), 4, mode="category", tau=0.0)
+    got, scores = several.decide(logits, [1, 2, 3, 4])
+    assert got.tolist() == [2, 3]
+    assert not scores.any()
+
+
+def test_tokens_that_the_model_does_not_have(model):
+    rows = torch.randn(2, 97)
+    for refuse, respond, token in ((97, 5, 97), (5, 200, 200), (-1, 5, -1)):
+        with pytest.raises(ValueError, match=f"RefusalTokens: token {token} is beyond the model's 97"):
+            RefusalTokens(refuse, respond).processor()(torch.full((2, 3), 5), rows)
+    fine = RefusalTokens(REFUSE, RESPOND)
+    with pytest.raises(ValueError, match="token 97 is beyond"):
+        model.generate(
+            **PROMPTS, max_new_tokens=2,
+            logits_processor=[fine.processor(requests=[fine, RefusalTokens(97, 5), fine])],
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("draft", ["prompt_lookup", "early_exit"])
 def test_speculation_gives_the_tokens_of_one_by_one_decoding(draft, model):
     method = RefusalTokens(REFUSE, RESPOND)
@@ -255,11 +324,13 @@ def test_curves_and_thresholds_of_a_validation_set():
         ({"mode": "sum"}, "tau -1 compares with respond"),
         ({"selected": (0,)}, "selected goes with mode category"),
         ({"mode": "category", "tau": 0.1, "selected": (3,)}, "selected must be numbers in 0..0"),
-        ({"softmax_temperature": 0.0}, "softmax_temperature must be above 0"),
+        ({"softmax_temperature": 0.0}, "softmax_temperature must be 1e-5..1e5"),
+        ({"refuse": range(33)}, "refuse must name 1..32 tokens, got 33"),
+        ({"refuse": ()}, "refuse must name 1..32 tokens, got 0"),
         ({"biases": math.inf, "respond_bias": math.inf}, "one token can be forced"),
         ({"biases": -math.inf, "respond_bias": -math.inf}, "biases suppress every control token"),
     ],
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        RefusalTokens(REFUSE, RESPOND, **options)
+        RefusalTokens(**{"refuse": REFUSE, "respond": RESPOND, **options})

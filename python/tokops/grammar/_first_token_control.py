@@ -57,16 +57,24 @@ def _scores(row, ids, temperature):
     return torch.where(ids < 0, 0.0, w[ids.clamp_min(0).long()] * scale)
 
 
-def _decide(ids, tau, mode, score):
+def _logits(row, ids):
+    """Logits of ids, -inf for one that is not there."""
+    found = row.float()[ids.clamp_min(0).long()]
+    return torch.where((ids < 0) | found.isnan(), float("-inf"), found).tolist()
+
+
+def _decide(ids, tau, mode, logit, score):
     if mode == _OFF:
         return -1
     limits = tau.tolist()
     live = [c for c, x in enumerate(ids[:-1]) if x >= 0 and (mode == _LARGEST or limits[c] == limits[c])]
     if not live:
         return -1
-    best = max(live, key=lambda c: (float(score[c]), -c))
+    best = max(live, key=lambda c: (logit[c], -c))
     if limits[best] != limits[best]:
         return -1
+    if limits[best] < 0 and mode == _LARGEST:
+        return ids[best] if logit[best] >= logit[-1] else ids[-1]
     mass = score[best]
     if mode == _SUM:
         mass = torch.zeros_like(mass)
@@ -87,7 +95,7 @@ def control_reference(logits, ids, tau, mode, temperature):
     next_ids = torch.full_like(mode, -1)
     for b in range(len(logits)):
         score[b] = _scores(logits[b], ids[b], temperature)
-        next_ids[b] = _decide(ids[b].tolist(), tau[b], int(mode[b]), score[b])
+        next_ids[b] = _decide(ids[b].tolist(), tau[b], int(mode[b]), _logits(logits[b], ids[b]), score[b])
     return next_ids, score
 
 
@@ -104,13 +112,14 @@ def first_token_control(
 
     A model that was trained with control tokens gives, at the first position of its answer, probabilities to those
     that refuse (one for each category) and to the one that answers. Every row of a batch has its own tokens,
-    thresholds and mode. Decisions are the same on every device.
+    thresholds and mode. Decisions are the same on every device. Which of some tokens is the most likely one is told by
+    their logits, also where rounding has made their probabilities equal.
 
     Args:
         logits: ``[B, V]`` float32, bfloat16 or float16 at the first position; NaN counts as -inf.
         ids: ``[B, C + 1]`` int32: tokens of 1..32 categories (-1: not there), then the token that answers.
-        tau: ``[B, C]`` float32 thresholds. Less than 0: the probability of the token that answers is the threshold.
-            NaN: the category is not in use.
+        tau: ``[B, C]`` float32 thresholds. Less than 0: what is as likely as the token that answers reaches it. NaN:
+            the category is not in use.
         mode: ``[B]`` int32. 0 leaves the row alone. 1 looks at the most likely category (the first of equals): its
             token where its probability reaches its threshold, else the token that answers; the row is left alone if
             that category is not in use. 2 adds up the categories in use: the token of the most likely of them where
@@ -119,7 +128,7 @@ def first_token_control(
 
     Returns:
         - next ``[B]`` int32 token to emit; -1 leaves it to the model.
-        - score ``[B, C + 1]`` float32 probabilities of the ids; 0 for -1.
+        - score ``[B, C + 1]`` float32 probabilities of the ids; 0 for -1, and below 2^-40 of the largest.
 
     Raises:
         RuntimeError: wrong shape, dtype or device; a temperature out of range; on the CPU, and under
@@ -150,6 +159,10 @@ def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
             tau = torch.rand(batch, categories, generator=gen) * 0.1
             tau[0], tau[-1, -1] = -1.0, nan
             mode = (torch.arange(batch) % 3).int()
+            if batch == 6:  # both probabilities are 0, the logits differ
+                pair, tau[[1, 4]] = [20, 21], -1.0
+                ids[[1, 4]] = torch.tensor(pair).int()
+                logits[[1, 4]], logits[[1, 4], 39], logits[[1, 4], pair] = -50, 0, -60
             if categories == 5:
                 ids[3, 2], ids[4, :5] = -1, -1
             for temperature in (1.0, 2.5) if dtype == torch.float32 else (2.5,):

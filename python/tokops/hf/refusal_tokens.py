@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..methods.refusal_tokens import RefusalTokens
+from ..methods.refusal_tokens import RefusalTokens, decide_rows
 from .constrain import Hooks, Setting, TextStates, Watch, watch_logits
 from .processing import RowProcessor
 
@@ -57,29 +57,29 @@ class RefusalProcessor(RowProcessor):
             return scores
         count = len(input_ids)
         raw = scores if self.watch is None else self.watch.at(self.places, count).to(scores.device)
+        own = [self.row(i, count, len(self._policies)) if len(self._policies) > 1 else 0 for i in first]
+        policies, tokens = [self._policies[x] for x in own], [self._tokens[x] for x in own]
+        decided, pi = decide_rows(policies, tokens, raw if len(first) == count else raw[first])
+        self.scores += [row[: len(p.refuse)] for row, p in zip(pi.tolist(), policies, strict=True)]
         out = scores.clone()
-        for i in first:
-            own = self.row(i, count, len(self._policies)) if len(self._policies) > 1 else 0
-            self._decide(self._policies[own], list(self._tokens[own]), raw[i : i + 1], out[i : i + 1])
+        for i, policy, ids, token in zip(first, policies, tokens, decided.tolist(), strict=True):
+            if policy.mode == "bias":
+                _move(policy, list(ids), raw[i], out[i])
+            elif token >= 0:
+                out[i] = float("-inf")
+                out[i, token] = 0.0
         return out
 
-    def _decide(self, policy: RefusalTokens, tokens: list[int], raw: Tensor, out: Tensor) -> None:
-        """One row ``[1, V]``, in place."""
-        if max(tokens) >= out.shape[1]:
-            raise ValueError(f"RefusalTokens: token {max(tokens)} is beyond the model's {out.shape[1]}")
-        decided, pi = policy.decide(raw, tokens)
-        self.scores += pi.tolist()
-        if policy.mode == "bias":
-            biases = torch.tensor([*policy.biases, policy.respond_bias], device=out.device)
-            moved = (raw[0, tokens].to(out) + biases).log_softmax(-1)
-            forced = biases.isposinf()
-            if bool(forced.any()):
-                moved = torch.where(forced, 0.0, float("-inf"))
-            out.fill_(float("-inf"))
-            out[0, tokens] = moved
-        elif policy.mode != "none" and int(decided) >= 0:
-            out.fill_(float("-inf"))
-            out[0, decided] = 0.0
+
+def _move(policy: RefusalTokens, tokens: list[int], raw: Tensor, out: Tensor) -> None:
+    """The law of the biased control tokens alone, into a row ``[V]``."""
+    biases = torch.tensor([*policy.biases, policy.respond_bias], device=out.device)
+    moved = (raw[tokens].to(out) + biases).log_softmax(-1)
+    forced = biases.isposinf()
+    if bool(forced.any()):
+        moved = torch.where(forced, 0.0, float("-inf"))
+    out.fill_(float("-inf"))
+    out[tokens] = moved
 
 
 def make_processor(method, tokenizer=None, *, model=None, requests=None) -> RefusalProcessor:

@@ -7,11 +7,15 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from .._check import FLOATS
+from ..grammar import first_token_control
 from ._constrain import Constrain, refuser
 
 __all__ = ["RefusalCurve", "RefusalTokens", "choose_threshold", "refusal_curve"]
 
-_MODES = ("none", "threshold", "category", "sum", "bias")
+#: Modes, and what they are to ``first_token_control``.
+_MODES = {"none": 0, "threshold": 1, "category": 1, "sum": 2, "bias": 0}
+_MOST, _UNUSED = 32, float("nan")
 
 
 @dataclass(frozen=True)
@@ -40,15 +44,15 @@ class RefusalTokens(Constrain):
     without special tokens: a prompt could else contain them.
 
     Args:
-        refuse: the refusal's token, or one per category: ids, or strings of which the tokenizer's last id counts, as in
-            the published code. Strings must be one token (a leading space aside).
+        refuse: the refusal's token, or one per category, up to 32: ids, or strings of which the tokenizer's last id
+            counts, as in the published code. Strings must be one token (a leading space aside).
         respond: the other one.
         mode: see above.
         tau: a threshold, or one per category.
         biases: a bias, or one per category.
         respond_bias: see above.
         selected: for ``category``: numbers of the categories that may refuse; None: all.
-        softmax_temperature: of the decision, never of the text.
+        softmax_temperature: of the decision, never of the text; 1e-5..1e5.
 
     Raises:
         ValueError: a number out of range, or lists of different lengths.
@@ -71,7 +75,7 @@ class RefusalTokens(Constrain):
             object.__setattr__(self, "refuse", (self.refuse,))
         object.__setattr__(self, "refuse", tuple(self.refuse))
         count = len(self.refuse)
-        refuse(count == 0, "refuse must name at least one token, got none")
+        refuse(not 1 <= count <= _MOST, f"refuse must name 1..{_MOST} tokens, got {count}")
         refuse(self.mode not in _MODES, f"mode must be one of {', '.join(_MODES)}, got {self.mode!r}")
         for name in ("tau", "biases"):
             value = getattr(self, name)
@@ -98,8 +102,8 @@ class RefusalTokens(Constrain):
                 f"selected must be numbers in 0..{count - 1}, got {self.selected}",
             )
         refuse(
-            not 0 < self.softmax_temperature < float("inf"),
-            f"softmax_temperature must be above 0, got {self.softmax_temperature}",
+            not 1e-5 <= self.softmax_temperature <= 1e5,
+            f"softmax_temperature must be 1e-5..1e5, got {self.softmax_temperature}",
         )
 
     @staticmethod
@@ -120,25 +124,58 @@ class RefusalTokens(Constrain):
         Returns:
             ``[B]`` int64: the token, -1 where the model is left to choose; and pi of the refusals ``[B, C]`` float32.
         """
-        scaled = logits.float() / self.softmax_temperature
-        picked = scaled[:, list(ids)]
-        pi = (picked - scaled.logsumexp(-1, keepdim=True)).exp()
-        scores = pi[:, :-1]
-        tokens = torch.tensor(ids, device=logits.device)
-        free = torch.full((len(logits),), -1, dtype=torch.int64, device=logits.device)
-        if self.mode in ("none", "bias"):
-            return free, scores
-        best, category = picked[:, :-1].max(-1)
-        tau = torch.tensor(self.tau, device=logits.device)[category]
-        held = scores.sum(-1) if self.mode == "sum" else scores.gather(1, category[:, None])[:, 0]
-        refuses = held >= tau
-        if self.mode == "threshold":  # logits are compared, not what rounding makes of them
-            refuses = torch.where(tau == -1, best >= picked[:, -1], refuses)
-        decided = torch.where(refuses, tokens[category], tokens[-1])
-        if self.selected is not None:
-            mine = torch.tensor([c in self.selected for c in range(len(self.refuse))], device=logits.device)
-            decided = torch.where(mine[category], decided, free)
-        return decided, scores
+        return decide_rows([self] * len(logits), [ids] * len(logits), logits)
+
+
+def _limits(policy: RefusalTokens) -> list[float]:
+    """Thresholds of the categories, as ``first_token_control`` takes them."""
+    used = range(len(policy.refuse)) if policy.selected is None else policy.selected
+    return [tau if c in used else _UNUSED for c, tau in enumerate(policy.tau)]
+
+
+def decide_rows(
+    policies: Sequence[RefusalTokens], ids: Sequence[Sequence[int]], logits: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the policy of every row decides for rows of first-position logits.
+
+    Args:
+        policies: one per row.
+        ids: for every row the refusals' tokens and then respond's.
+        logits: ``[B, V]``, before any processor; NaN counts as -inf.
+
+    Returns:
+        ``[B]`` int64: the token, -1 where the model is left to choose; and pi of the refusals ``[B, C]`` float32, with
+        the C of the row that has the most of them, and 0 behind the others'.
+
+    Raises:
+        ValueError: a token that the model does not have.
+    """
+    size = logits.shape[1]
+    for token in {token for row in ids for token in row}:
+        if not 0 <= token < size:
+            raise ValueError(f"RefusalTokens: token {token} is beyond the model's {size}")
+    most = max((len(policy.refuse) for policy in policies), default=1)
+    tokens, tau = [], []
+    for policy, row in zip(policies, ids, strict=True):
+        spare = most - len(policy.refuse)
+        tokens.append([*row[:-1], *[-1] * spare, row[-1]])
+        tau.append([*_limits(policy), *[_UNUSED] * spare])
+    tables = (
+        torch.tensor(tokens, dtype=torch.int32, device=logits.device).view(-1, most + 1),
+        torch.tensor(tau, dtype=torch.float32, device=logits.device).view(-1, most),
+        torch.tensor([_MODES[p.mode] for p in policies], dtype=torch.int32, device=logits.device),
+    )
+    logits = logits if logits.dtype in FLOATS else logits.float()
+    decided, scores = torch.empty_like(tables[2]), torch.empty_like(tables[1])
+    temperatures = [p.softmax_temperature for p in policies]
+    for temperature in set(temperatures):
+        rows: Any = slice(None)  # almost always; a launch for each of several temperatures
+        if len(set(temperatures)) > 1:
+            rows = torch.tensor([x == temperature for x in temperatures], device=logits.device)
+        some = (table[rows] for table in tables)
+        decided[rows], found = first_token_control(logits[rows], *some, temperature=temperature)
+        scores[rows] = found[:, :-1]
+    return decided.long(), scores
 
 
 class RefusalCurve(NamedTuple):
