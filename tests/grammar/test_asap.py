@@ -2,8 +2,11 @@
 
 import itertools
 import math
+import os
 import pickle
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -310,6 +313,41 @@ def test_rows_are_those_of_dense_tables(size, keep_all):
     assert trie.find([-1]) == trie.find([size]) == -1
     if size == 3000 and keep_all == 10:
         assert any(node["tail_count"] > 1000 for node in nodes.values())
+
+
+def test_a_tail_far_below_what_is_kept():
+    """The difference of the sums has no digit of it left: the tail is added up by itself, odd logits apart."""
+    rng = np.random.default_rng(1)
+    row = (rng.standard_normal(3001) - 40).astype(np.float32)
+    row[7], row[50:60], row[60:90] = 0.0, NAN, NONE
+    legal = rng.random(3001) < 0.9
+    legal[[7, 55, 65]] = True
+    trie = AsapTrie(3001, keep_all=10)
+    trie.visit(-1, -1, NAN, row.copy(), packed(torch.from_numpy(legal)).numpy(), True)
+    node = trie.node(0)
+    rest = np.exp(row[legal & np.isfinite(row) & (row < 0)].astype(np.float64))
+    assert node["tokens"].tolist() == [7]
+    assert node["tail_count"] == len(rest)
+    assert math.exp(node["tail"]) == pytest.approx(rest.sum(), rel=1e-6)
+    # What has no mass has none beside the smallest that there is.
+    row = np.full(3001, NONE, np.float32)
+    row[::3], row[7], row[8] = NAN, 0.0, -85.0
+    trie = AsapTrie(3001, keep_all=1)
+    trie.visit(-1, -1, NAN, row.copy(), None, True)
+    assert (trie.node(0)["tokens"].tolist(), trie.node(0)["tail_count"]) == ([7], 1)
+    assert trie.node(0)["tail"] == pytest.approx(-85, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("TOKOPS_CHILD") == "1", reason="already the child")
+@pytest.mark.parametrize("isa", ["base", "avx2"])
+def test_rows_under_other_instruction_sets(isa):
+    """This CPU has at least the second one, or these are the tests above once more."""
+    env = {**os.environ, "TOKOPS_CPU_ISA": isa, "TOKOPS_CHILD": "1"}
+    names = "rows_are or odd_logits or impossible or tail or underflow"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", names]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stdout[-3000:]
 
 
 def test_odd_logits():

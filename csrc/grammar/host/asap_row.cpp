@@ -1,14 +1,22 @@
 #include "asap_row.h"
 
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define TOKOPS_SETS 1  // instruction sets beside that of the compiler's flags
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
+#include <string_view>
 
 namespace tokops::grammar {
 namespace {
 
 constexpr float kNoLogit = -std::numeric_limits<float>::infinity();
 constexpr float kMostLogit = std::numeric_limits<float>::max();
+constexpr int32_t kChunk = 1024;  // tokens that are listed at once, a multiple of 32
 
 struct Row {
   const float* logits;
@@ -23,7 +31,7 @@ namespace base {
 }
 #undef TOKOPS_LANES
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if TOKOPS_SETS
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #define TOKOPS_LANES 8
@@ -40,11 +48,15 @@ namespace avx512 {
 }
 #pragma GCC pop_options
 
-const int kIsa = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                         __builtin_cpu_supports("avx512vl")
-                     ? 2
-                 : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 1
-                                                                                   : 0;
+// What this CPU has; TOKOPS_CPU_ISA lowers it, as it does for the kernels.
+const int kIsa = [] {
+  const char* named = std::getenv("TOKOPS_CPU_ISA");
+  const std::string_view most = named == nullptr ? "" : named;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  return most == "base" || !avx2 ? 0 : most == "avx2" || !avx512 ? 1 : 2;
+}();
 #define TOKOPS_PASS(name, ...)             \
   (kIsa == 2   ? avx512::name(__VA_ARGS__) \
    : kIsa == 1 ? avx2::name(__VA_ARGS__)   \
@@ -52,24 +64,6 @@ const int kIsa = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("a
 #else
 #define TOKOPS_PASS(name, ...) base::name(__VA_ARGS__)
 #endif
-
-constexpr int32_t kChunk = 1024;  // tokens that are listed at once, a multiple of 32
-
-// Appends the listed tokens to `out`, and to its rest the weights of the others if asked.
-void list_all(const Row& row, float top, float bound, bool add_rest, RowTokens& out) {
-  int32_t tokens[kChunk];
-  double weights[kChunk];
-  out.tokens.clear();
-  out.weights.clear();
-  out.rest = 0;
-  for (int32_t t = 0; t < row.count; t += kChunk) {
-    const int32_t end = std::min(row.count - t, kChunk) + t;
-    const int32_t n =
-        TOKOPS_PASS(list_tokens, row, t, end, top, bound, add_rest, tokens, weights, out.rest);
-    out.tokens.insert(out.tokens.end(), tokens, tokens + n);
-    out.weights.insert(out.weights.end(), weights, weights + n);
-  }
-}
 
 }  // namespace
 
@@ -83,17 +77,19 @@ RowSums row_sums(const float* logits, int32_t count, const int32_t* mask, size_t
 RowTokens row_tokens(const float* logits, int32_t count, const int32_t* mask, size_t words,
                      const RowSums& sums, double least) {
   const Row row{logits, count, mask, words};
-  const float bound = least > 0 ? float(sums.top + std::log(least)) : kNoLogit;
-  RowTokens out;
-  list_all(row, sums.top, bound, false, out);
+  const float bound = std::max(float(sums.top + std::log(least)), -kMostLogit);
+  RowTokens out{};
+  int32_t tokens[kChunk];
   double listed = 0;
-  for (const double w : out.weights) listed += w;
-  out.rest = std::max(sums.legal - listed, 0.0);
-  if (int64_t(out.tokens.size()) == sums.legal_count) {
-    out.rest = 0;
-  } else if (out.rest < 1e-6 * sums.legal) {  // the difference has lost its digits
-    list_all(row, sums.top, bound, true, out);
+  for (int32_t t = 0; t < count; t += kChunk) {
+    const int32_t end = std::min(count - t, kChunk) + t;
+    const int32_t n = TOKOPS_PASS(list_tokens, row, t, end, sums.top, bound, tokens, listed);
+    out.tokens.insert(out.tokens.end(), tokens, tokens + n);
   }
+  if (int64_t(out.tokens.size()) == sums.legal_count) return out;
+  out.rest = sums.legal - listed;
+  if (out.rest < 1e-6 * sums.legal)  // the difference has lost its digits
+    out.rest = TOKOPS_PASS(rest_below, row, sums.top, bound);
   return out;
 }
 

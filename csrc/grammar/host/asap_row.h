@@ -8,9 +8,9 @@
 namespace tokops::grammar {
 
 struct RowSums {
-  float top;             // the largest logit; -inf: the row is empty
-  double legal, others;  // sums of exp(logit - top)
-  int64_t legal_count;   // legal tokens with a logit above -inf
+  float top;            // the largest logit; -inf: the row is empty
+  double whole, legal;  // sums of exp(logit - top): of all tokens, and of the legal ones
+  int64_t legal_count;  // legal tokens with a logit above -inf
 };
 
 // Sums of a row of `count` logits. Bit t % 32 of word t / 32 of the mask is set where a token is
@@ -19,8 +19,7 @@ RowSums row_sums(const float* logits, int32_t count, const int32_t* mask, size_t
 
 struct RowTokens {
   std::vector<int32_t> tokens;
-  std::vector<double> weights;  // exp(logit - top), as row_sums adds them up
-  double rest;                  // sum over the legal tokens that are not listed
+  double rest;  // sum of exp(logit - top) over the legal tokens that are not listed
 };
 
 // The legal tokens whose weight is at least `least`, ascending.

@@ -10,36 +10,75 @@ using Doubles = double __attribute__((vector_size(8 * kLanes)));
 
 #define TOKOPS_INLINE static inline __attribute__((always_inline))
 
-// Some logits: NaN is -inf, +inf the largest number.
-TOKOPS_INLINE void load(const float* at, Floats& x) {
-  __builtin_memcpy(&x, at, sizeof x);
-  x = x == x ? x : Floats{} + kNoLogit;
-  x = x > Floats{} + kMostLogit ? Floats{} + kMostLogit : x;
+// What g++ does not make of vectors by itself; bit i stands for lane i. `least` and `most` give b
+// for a NaN in a, `at_least` the lanes with a >= b, `choose` a where a bit is set and else b;
+// `add_where` adds where a bit is set.
+#if TOKOPS_LANES == 16
+TOKOPS_INLINE void most(const Floats& a, const Floats& b, Floats& c) {
+  c = (Floats)_mm512_max_ps((__m512)a, (__m512)b);
 }
+TOKOPS_INLINE void least(const Floats& a, const Floats& b, Floats& c) {
+  c = (Floats)_mm512_min_ps((__m512)a, (__m512)b);
+}
+TOKOPS_INLINE uint32_t at_least(const Floats& a, const Floats& b) {
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GE_OQ);
+}
+TOKOPS_INLINE void choose(uint32_t bits, const Floats& a, const Floats& b, Floats& c) {
+  c = (Floats)_mm512_mask_mov_ps((__m512)b, __mmask16(bits), (__m512)a);
+}
+TOKOPS_INLINE void add_where(uint32_t bits, const Floats& a, Floats& sum) {
+  sum = (Floats)_mm512_mask_add_ps((__m512)sum, __mmask16(bits), (__m512)sum, (__m512)a);
+}
+#else
+#if TOKOPS_LANES == 8
+TOKOPS_INLINE void most(const Floats& a, const Floats& b, Floats& c) {
+  c = (Floats)_mm256_max_ps((__m256)a, (__m256)b);
+}
+TOKOPS_INLINE void least(const Floats& a, const Floats& b, Floats& c) {
+  c = (Floats)_mm256_min_ps((__m256)a, (__m256)b);
+}
+TOKOPS_INLINE uint32_t at_least(const Floats& a, const Floats& b) {
+  return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GE_OQ)));
+}
+#else
+TOKOPS_INLINE void most(const Floats& a, const Floats& b, Floats& c) { c = a > b ? a : b; }
+TOKOPS_INLINE void least(const Floats& a, const Floats& b, Floats& c) { c = a < b ? a : b; }
+TOKOPS_INLINE uint32_t at_least(const Floats& a, const Floats& b) {
+  const Ints on = (a >= b) & Ints{1, 2, 4, 8};
+  return uint32_t(on[0] | on[1] | on[2] | on[3]);
+}
+#endif
+TOKOPS_INLINE void choose(uint32_t bits, const Floats& a, const Floats& b, Floats& c) {
+  Ints place = {};
+  for (int i = 0; i < kLanes; ++i) place[i] = 1 << i;
+  c = ((Ints{} + int32_t(bits)) & place) != 0 ? a : b;
+}
+TOKOPS_INLINE void add_where(uint32_t bits, const Floats& a, Floats& sum) {
+  Floats part;
+  choose(bits, a, Floats{}, part);
+  sum += part;
+}
+#endif
+
+TOKOPS_INLINE void load(const float* at, Floats& x) { __builtin_memcpy(&x, at, sizeof x); }
 
 // e^z for z <= 0 to about 1e-7, 0 below -87 and for NaN; +inf counts as 0.
 TOKOPS_INLINE void exponential(const Floats& z, Floats& y) {
   const Floats low = Floats{} - 87.f;
-  Floats x = z < Floats{} ? z : Floats{};
-  x = x > low ? x : low;
-  const Floats n = (x * 1.44269504f + 12582912.f) - 12582912.f;  // rounds
+  Floats x;
+  most(z, low, x);
+  least(x, Floats{}, x);
+  const Floats shifted = x * 1.44269504f + 12582912.f;  // its last bits are the rounded product
+  const Floats n = shifted - 12582912.f;
   const Floats r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  y = Floats{} + 1.9875691500e-4f;
-  y = y * r + 1.3981999507e-3f;
-  y = y * r + 8.3334519073e-3f;
-  y = y * r + 4.1665795894e-2f;
-  y = y * r + 1.6666665459e-1f;
-  y = y * r + 5.0000001201e-1f;
-  y = y * (r * r) + (r + 1.f);
-  const Ints bits = (Ints)y + (__builtin_convertvector(n, Ints) << 23);
-  y = z > low ? (Floats)bits : Floats{};
-}
-
-// All bits of the lanes whose bit is set.
-TOKOPS_INLINE void lanes_of(uint32_t bits, Ints& on) {
-  Ints place = {};
-  for (int i = 0; i < kLanes; ++i) place[i] = 1 << i;
-  on = ((Ints{} + int32_t(bits)) & place) != 0;
+  y = Floats{} + 1.3847710492e-3f;  // minimax to degree 6
+  y = y * r + 8.3743254753e-3f;
+  y = y * r + 4.1667938842e-2f;
+  y = y * r + 1.6666428611e-1f;
+  y = y * r + 4.9999994403e-1f;
+  y = y * r + 1.f;
+  y = y * r + 1.f;
+  y = z > low ? (Floats)((Ints)y + ((Ints)shifted << 23)) : Floats{};
 }
 
 // The word of the mask at a token, without bits beyond the row.
@@ -60,99 +99,117 @@ TOKOPS_INLINE const float* logits_at(const Row& row, int32_t token, float* last)
   return last;
 }
 
+// The bits of those of 32 logits that are at least `bound`; NaN never is.
+TOKOPS_INLINE uint32_t likely_at(const float* at, float bound) {
+  uint32_t bits = 0;
+  for (int i = 0; i < kWord; i += kLanes) {
+    Floats x;
+    load(at + i, x);
+    bits |= at_least(x, Floats{} + bound) << i;
+  }
+  return bits;
+}
+
+TOKOPS_INLINE void add(const Floats& x, Doubles& sum) {
+  sum += __builtin_convertvector(x, Doubles);
+}
+
+TOKOPS_INLINE double total(const Doubles& sum) {
+  double all = 0;
+  for (int i = 0; i < kLanes; ++i) all += sum[i];
+  return all;
+}
+
+// NaN is smaller than everything. Several maxima, because each waits for the one before it.
 static float largest(const Row& row) {
-  Floats top = Floats{} + kNoLogit;
-  float last[kWord];
-  for (int32_t t = 0; t < row.count; t += kWord) {
-    const float* at = logits_at(row, t, last);
-    for (int i = 0; i < kWord; i += kLanes) {
+  constexpr int kMaxima = 4;
+  Floats top[kMaxima];
+  for (Floats& one : top) one = Floats{} + kNoLogit;
+  int32_t t = 0;
+  for (; t + kMaxima * kLanes <= row.count; t += kMaxima * kLanes)
+    for (int i = 0; i < kMaxima; ++i) {
       Floats x;
-      load(at + i, x);
-      top = x > top ? x : top;
+      load(row.logits + t + i * kLanes, x);
+      most(x, top[i], top[i]);
     }
-  }
-  float best = top[0];
-  for (int i = 1; i < kLanes; ++i) best = top[i] > best ? top[i] : best;
-  return best;
+  float best = kNoLogit;
+  for (const Floats& one : top)
+    for (int i = 0; i < kLanes; ++i) best = one[i] > best ? one[i] : best;
+  for (; t < row.count; ++t) best = row.logits[t] > best ? row.logits[t] : best;
+  return best < kMostLogit ? best : kMostLogit;
 }
 
-// Weights of one word are added in float, words in double.
+// Eight weights a lane are added in float, these in double.
 static void add_up(const Row& row, RowSums& sums) {
-  Doubles legal = {}, others = {};
-  Ints counted = {};
-  const Floats top = Floats{} + sums.top, none = Floats{} + kNoLogit;
+  constexpr int kTogether = 8 * kLanes;
+  Doubles whole = {}, legal = {};
+  Floats all = {}, in = {};
   float last[kWord];
   for (int32_t t = 0; t < row.count; t += kWord) {
     const uint32_t word = word_at(row, t);
     const float* at = logits_at(row, t, last);
-    Floats in = {}, out = {};
     for (int i = 0; i < kWord; i += kLanes) {
       Floats x, e;
-      __builtin_memcpy(&x, at + i, sizeof x);
-      exponential(x - top, e);
-      if (word == 0) {
-        out += e;
-      } else if (word == ~0u) {
-        in += e;
-        counted -= x > none;
-      } else {
-        Ints on;
-        lanes_of(word >> i, on);
-        in += on ? e : Floats{};
-        out += on ? Floats{} : e;
-        counted -= on & (x > none);
-      }
+      load(at + i, x);
+      exponential(x - sums.top, e);
+      all += e;
+      add_where(word >> i, e, in);
     }
-    if (word != 0) legal += __builtin_convertvector(in, Doubles);
-    if (word != ~0u) others += __builtin_convertvector(out, Doubles);
+    sums.legal_count += __builtin_popcount(word & likely_at(at, -kMostLogit));
+    if ((t + kWord) % kTogether == 0 || t + kWord >= row.count) {
+      add(all, whole);
+      add(in, legal);
+      all = in = Floats{};
+    }
   }
-  for (int i = 0; i < kLanes; ++i) {
-    sums.legal += legal[i];
-    sums.others += others[i];
-    sums.legal_count += counted[i];
-  }
+  sums.whole += total(whole);
+  sums.legal += total(legal);
 }
 
-// The legal tokens of [first, end) with a logit from `bound` on; `rest` grows by the others'
-// weights if asked.
+// Lists the legal tokens of [first, end) with a logit from `bound` on; returns how many, and adds
+// their weights to `listed`.
 static int32_t list_tokens(const Row& row, int32_t first, int32_t end, float top, float bound,
-                           bool add_rest, int32_t* tokens, double* weights, double& rest) {
-  Doubles sum = {};
+                           int32_t* tokens, double& listed) {
+  float last[kWord], logits[kChunk + kLanes];
   int32_t found = 0;
-  float last[kWord];
   for (int32_t t = first; t < end; t += kWord) {
-    const uint32_t word = word_at(row, t);
-    if (word == 0) continue;
     const float* at = logits_at(row, t, last);
-    if (!add_rest) {  // most words hold nothing that is likely
-      Ints likely = {};
-      for (int i = 0; i < kWord; i += kLanes) {
-        Floats x;
-        __builtin_memcpy(&x, at + i, sizeof x);
-        likely |= x >= Floats{} + bound;
-      }
-      uint64_t halves[kLanes / 2], any = 0;
-      __builtin_memcpy(halves, &likely, sizeof likely);
-      for (int i = 0; i < kLanes / 2; ++i) any |= halves[i];
-      if (any == 0) continue;
-    }
-    for (int i = 0; i < kWord; i += kLanes) {
-      Floats x, e;
-      Ints on;
-      load(at + i, x);
-      lanes_of(word >> i, on);
-      const Ints listed = on & (x >= Floats{} + bound) & (x > Floats{} + kNoLogit);
-      exponential(x - (Floats{} + top), e);
-      sum += __builtin_convertvector(((on & ~listed) ? e : Floats{}), Doubles);
-      for (int j = 0; j < kLanes; ++j) {
-        if (!listed[j]) continue;
-        tokens[found] = t + i + j;
-        weights[found++] = double(e[j]);
-      }
+    uint32_t bits = word_at(row, t) & likely_at(at, bound);
+    for (; bits != 0; bits &= bits - 1) {
+      const int i = __builtin_ctz(bits);
+      tokens[found] = t + i;
+      logits[found++] = at[i];
     }
   }
-  for (int i = 0; i < kLanes; ++i) rest += sum[i];
+  for (int i = 0; i < kLanes; ++i) logits[found + i] = kNoLogit;
+  Doubles sum = {};
+  for (int32_t i = 0; i < found; i += kLanes) {
+    Floats x, e;
+    load(logits + i, x);
+    exponential(x - top, e);
+    add(e, sum);
+  }
+  listed += total(sum);
   return found;
+}
+
+// The summed weights of the legal tokens with a smaller logit than `bound`.
+static double rest_below(const Row& row, float top, float bound) {
+  Doubles sum = {};
+  float last[kWord];
+  for (int32_t t = 0; t < row.count; t += kWord) {
+    const float* at = logits_at(row, t, last);
+    const uint32_t bits = word_at(row, t) & ~likely_at(at, bound);
+    if (bits == 0) continue;
+    for (int i = 0; i < kWord; i += kLanes) {
+      Floats x, e;
+      load(at + i, x);
+      exponential(x - top, e);
+      choose(bits >> i, e, Floats{}, e);
+      add(e, sum);
+    }
+  }
+  return total(sum);
 }
 
 static void forbid(float* logits, const Row& row) {
@@ -162,10 +219,8 @@ static void forbid(float* logits, const Row& row) {
     if (n == kWord && word != ~0u) {
       for (int i = 0; i < kWord; i += kLanes) {
         Floats x;
-        Ints on;
-        __builtin_memcpy(&x, logits + t + i, sizeof x);
-        lanes_of(word >> i, on);
-        x = on ? x : Floats{} + kNoLogit;
+        load(logits + t + i, x);
+        choose(word >> i, x, Floats{} + kNoLogit, x);
         __builtin_memcpy(logits + t + i, &x, sizeof x);
       }
     } else if (n < kWord) {

@@ -24,6 +24,10 @@ int64_t bytes_of(const AsapTrie::Node& node) {
   return int64_t(sizeof node + node.entries.size() * sizeof(AsapTrie::Entry));
 }
 
+double log_prob(const AsapTrie::Node& node, float logit) {
+  return std::min(std::min(double(logit), kMostLogit) - node.top - node.spread, 0.0);
+}
+
 // log of the summed probability of what is legal behind a node, by its bounds.
 double mass_of(const AsapTrie::Node& node) {
   double top = node.tail;
@@ -61,8 +65,8 @@ const AsapTrie::Entry* AsapTrie::entry(const Node& node, int32_t token) const {
 // or 0.
 AsapTrie::Entry* AsapTrie::explicit_entry(Node& node, int32_t token, float logit) {
   if (const Entry* known = entry(node, token)) return const_cast<Entry*>(known);
-  const double lp = std::min(double(logit), kMostLogit) - node.top - node.spread;
-  if (node.tail_count == 0 || !(lp > kNone) || !std::isfinite(lp)) return nullptr;
+  const double lp = log_prob(node, logit);
+  if (node.tail_count == 0 || !std::isfinite(lp)) return nullptr;
   if (--node.tail_count == 0) {
     node.tail = kNone;
   } else {
@@ -72,7 +76,7 @@ AsapTrie::Entry* AsapTrie::explicit_entry(Node& node, int32_t token, float logit
   bytes_ += sizeof(Entry);
   const auto place = std::lower_bound(node.entries.begin(), node.entries.end(), token,
                                       [](const Entry& e, int32_t t) { return e.token < t; });
-  return &*node.entries.insert(place, Entry{token, -1, std::min(lp, 0.0), 0.0});
+  return &*node.entries.insert(place, Entry{token, -1, lp, 0.0});
 }
 
 int32_t AsapTrie::child(int32_t node_, int32_t token) const {
@@ -90,13 +94,12 @@ int32_t AsapTrie::find(const int64_t* tokens, size_t count) const {
 void AsapTrie::record(Node& node, const float* logits, const int32_t* mask, size_t words) const {
   RowSums sums = row_sums(logits, vocabulary_, mask, words);
   node.tail = node.mass = kNone;
-  const double whole = sums.legal + sums.others;
   node.top = sums.top;
-  node.spread = whole > 0 ? std::log(whole) : 0.0;
+  node.spread = sums.whole > 0 ? std::log(sums.whole) : 0.0;
   if (sums.legal_count == 0) return;
   std::vector<float> masked;
-  if (sums.legal <
-      1e-30 * whole) {  // so little that weights beside the largest logit are no measure
+  // So little that weights beside the largest logit are no measure.
+  if (sums.legal < 1e-30 * sums.whole) {
     masked.assign(logits, logits + vocabulary_);
     row_mask(masked.data(), vocabulary_, mask, words);
     logits = masked.data();
@@ -107,12 +110,11 @@ void AsapTrie::record(Node& node, const float* logits, const int32_t* mask, size
   const RowTokens listed = row_tokens(logits, vocabulary_, mask, words, sums,
                                       keep ? 0.0 : std::min(least_ * std::exp(-shift), 1.0));
   node.entries.reserve(listed.tokens.size());
-  for (size_t i = 0; i < listed.tokens.size(); ++i)
-    node.entries.push_back(
-        {listed.tokens[i], -1, std::min(std::log(listed.weights[i]) + shift, 0.0), 0.0});
+  for (const int32_t token : listed.tokens)
+    node.entries.push_back({token, -1, log_prob(node, logits[token]), 0.0});
   node.tail_count = sums.legal_count - int64_t(listed.tokens.size());
   if (node.tail_count > 0) node.tail = std::log(listed.rest) + shift;
-  node.mass = mass_of(node);
+  node.mass = std::min(std::log(sums.legal) + shift, 0.0);  // all bounds are 0
 }
 
 int32_t AsapTrie::visit(int32_t parent, int32_t token, float logit, float* logits,
