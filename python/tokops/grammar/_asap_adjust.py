@@ -89,7 +89,9 @@ def asap_adjust(logits: Tensor, mask: Tensor | None, log_theta: Tensor, rows: Te
     """Log-probabilities times what is known of the futures of their tokens, under a mask.
 
     The log-softmax is over all tokens, masked or not, as grammar-aligned decoding wants it; what comes out is not
-    normalised.
+    normalised. It is for many rows that share a few tables on the device. :class:`tokops.methods.ASAp` keeps its bounds
+    on the host, for tokens that are likely or were drawn, the others' being 0: its step is the mask's pass alone, and
+    a context takes 24 bytes for each of them in place of a table's 4 V.
 
     Args:
         logits: ``[B, V]`` float32, bfloat16 or float16; NaN counts as -inf.
@@ -115,6 +117,8 @@ def asap_adjust(logits: Tensor, mask: Tensor | None, log_theta: Tensor, rows: Te
 
 def node_mass(logp: Tensor, log_theta: Tensor) -> Tensor:
     """The mass that is grammatical after a context: the sum over tokens of probability times future, as a log.
+
+    What :func:`asap_adjust` is to a step, this is to the end of a text, once for each context along it.
 
     Args:
         logp: ``[N, V]`` float32 log-probabilities of the tokens after each of N contexts.

@@ -85,7 +85,9 @@ def byte_marginal(
 
     The trie is the vocabulary sorted by bytes: a node is the run ``low..high`` of tokens that begin with its bytes,
     ``depth`` of them. Only that run is read. Results do not depend on an order of adding between threads but for
-    float32 rounding.
+    float32 rounding. It is for rows that are on the device and laws that need no more than float32.
+    :class:`tokops.hf.bytelevel.ByteLevel` sums in float64 on the host, so that laws of bytes multiply to those of
+    texts; on a CPU that takes no longer.
 
     Args:
         logp: ``[B, V]`` float32, bfloat16 or float16 log-probabilities by token id; NaN counts as -inf.

@@ -53,7 +53,9 @@ def delay_k_update(
 ) -> tuple[Tensor, Tensor]:
     """Count flagged tokens, in place, and say which rows stop: those with k of them.
 
-    Nothing is read by the host, so that a decode step can be captured with its monitor.
+    Nothing is read by the host, so that a decode step can be captured with its monitor. It is for loops whose rows have
+    scores and counts on the device. :class:`tokops.methods.StreamingMonitor` counts on the host, text by text: there
+    texts branch, scores are taken back, and its criterion has to say at every step which texts end.
 
     Args:
         count: ``[B]`` int32 flagged tokens so far; what is flagged now is added, up to 2^31 - 1.

@@ -119,6 +119,10 @@ def gumbel_topm(
     named as in :func:`tokops.sampling.sample`, so that the same numbers give the same tokens on CPU and CUDA and in
     any batch. They are not those of ``sample``: use one or the other for a position.
 
+    It takes one launch and a random number for every token of the row. :func:`tokops.sampling.draw` takes a random
+    number for every token that is drawn, and the row's :func:`tokops.sampling.law` first; on a CPU that is many times
+    faster, and what :class:`tokops.methods.AWRS` does.
+
     Args:
         logits: ``[P, V]`` float32, bfloat16 or float16, V at most 2^22; NaN counts as -inf, and -inf is never drawn.
         m: 1..64 tokens per row.
