@@ -181,6 +181,12 @@ def test_a_value_that_is_there_already_is_not_closed():
     assert matcher.accept_bytes(b'x"}]')
 
 
+def test_no_exponent_makes_another_number_of_zero():
+    schema = {"type": "array", "uniqueItems": True, "items": {"type": "integer", "minimum": 0}}
+    for text, goes_on in ((b"[3,0,0", False), (b"[3,0,0e-", False), (b"[0,-0", False), (b"[3,0,3", True)):
+        assert compile_json_schema(schema, VOCABULARY).matcher().accept_bytes(text) == goes_on, text
+
+
 def test_equal_spellings_are_one_value():
     matcher = compile_json_schema(unique(closed("a", a={"enum": [1, "b"]}), 3), VOCABULARY).matcher()
     assert matcher.accept_bytes(b'[{"a": 1.0}, {"a": ')

@@ -62,13 +62,24 @@ std::optional<std::vector<std::string>> Matcher::leaf_values(const Config& c, st
   }
   // Endless spellings may still be of few numbers: 1.0, 1.00. Those in one spelling are counted,
   // and the number that nothing but zeros would make.
-  if (begun.find_first_of("eE") != begun.npos) return std::nullopt;
+  // An exponent makes endlessly many of any other number than 0, and nothing of 0.
+  const size_t exponent = begun.find_first_of("eE");
+  const bool zero = begun.find_first_of("123456789") >= exponent;
+  if (exponent != begun.npos) {
+    if (!zero) return std::nullopt;
+    return std::vector<std::string>{canonical_text("0")};
+  }
   const bool fraction = begun.find('.') != begun.npos;
   const Lang rest = regex(langs, fraction ? "^([0-9]*[1-9])?$" : "^[0-9]*(\\.[0-9]*[1-9])?$");
   const Lang once = langs.both({c.lang, rest});
-  if (!few(once) || langs.alive(langs.both({c.lang, regex(langs, "[eE]")}))) return std::nullopt;
-  for (const std::string& w : langs.list(once, kMostLeaves))
-    out.push_back(canonical_text(begun + w));
+  if (!few(once)) return std::nullopt;
+  const bool grows = langs.alive(langs.both({c.lang, regex(langs, "[eE]")}));
+  for (const std::string& w : langs.list(once, kMostLeaves)) {
+    const std::string number = begun + w;
+    if (grows && number.find_first_of("123456789") != number.npos) return std::nullopt;
+    out.push_back(canonical_text(number));
+  }
+  if (grows) out.push_back(canonical_text("0"));
   if (langs.accepts(langs.step(c.lang, '0'))) out.push_back(canonical_text(begun + "0"));
   return out;
 }
