@@ -6,43 +6,14 @@ from itertools import permutations
 
 import jsonschema
 import pytest
-import torch
 
-from tokops.grammar import Vocabulary, compile_json_schema
+from tokops.grammar import compile_json_schema
 
-PIECES = [
-    b'"},{"',
-    b'":',
-    b'","',
-    b'a"',
-    b'"}',
-    b"ab",
-    b'b"}]',
-    b"true",
-    b"e}",
-    b"},",
-    b"}]",
-    b"ab\\u0061",
-    b'b":"a',
-    b'"a"}]',
-]
-TOKENS = [bytes([i]) for i in range(256)] + PIECES + [b""]
-EOS = len(TOKENS) - 1
-VOCABULARY = Vocabulary(TOKENS, eos_ids=[EOS])
+from .spelled import EOS, TOKENS, VOCABULARY, allowed, closed, key, texts
 
 BOOLEAN, LETTER = {"type": "boolean"}, {"enum": ["p", "q"]}
 FLAGS = [{"a": False}, {"a": True}]
 AB = {"type": "string", "pattern": "^[ab]*$", "maxLength": 1}
-
-
-def closed(required=(), more=None, **properties):
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(required),
-        "additionalProperties": False,
-        **(more or {}),
-    }
 
 
 def arrays(items, **more):
@@ -93,35 +64,6 @@ FEW = {
         2,
     ),
 }
-
-
-def key(value) -> str:
-    """One text for equal values: 1.0 is 1."""
-    return json.dumps(value, sort_keys=True).replace(".0", "")
-
-
-def allowed(matcher, text=b"") -> list[int]:
-    mask = torch.empty(VOCABULARY.words, dtype=torch.int32)
-    matcher.fill(mask)
-    found = [t for t in range(len(TOKENS)) if mask[t >> 5].item() >> (t & 31) & 1]
-    for t in range(EOS):
-        assert matcher.fork().accept(t) == (t in found), (text, TOKENS[t])
-    return found
-
-
-def texts(matcher, text=b""):
-    """All complete texts without escapes, token by byte; a place from which none is reached fails."""
-    here = allowed(matcher, text)
-    assert here, f"nothing can follow {text}"
-    if EOS in here:
-        yield text
-    if len(text) > 60:  # numbers may be spelled with any number of zeros
-        return
-    for t in here:
-        if t < 256 and t != ord("\\"):
-            assert matcher.accept(t)
-            yield from texts(matcher, text + bytes([t]))
-            matcher.rollback(1)
 
 
 @pytest.mark.parametrize("name", FEW)

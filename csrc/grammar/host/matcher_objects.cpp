@@ -22,18 +22,9 @@ bool Matcher::members_can_end(const Frame& f, const ObjectShape& s, int32_t name
     return k != name && s.names[size_t(k)].allowed &&
            !(words_[f.words + size_t(k >> 6)] >> (k & 63) & 1);
   };
-  int64_t extra = 0;
-  for (int32_t e = 0; e < s.some; ++e) {
-    if (!(open >> e & 1)) continue;
-    const size_t at = (size_t(1) << e) - 1;
-    bool by_missing = false, by_other = false;
-    for (const KeyClass& k : s.classes) by_other |= k.goal_if[at] >= 0;
-    for (int32_t k = 0; k < int32_t(s.names.size()); ++k)
-      if (s.names[size_t(k)].goal_if[at] >= 0 && unseen(k))
-        (s.names[size_t(k)].required ? by_missing : by_other) = true;
-    if (!by_missing && !by_other) return false;
-    extra += !by_missing;
-  }
+  int32_t extra = 0;
+  if (open) extra = members_to_serve(s, open, unseen, [](Goal g) { return g >= 0; });
+  if (extra < 0) return false;
   if (int64_t(count) + missing + extra > s.most) return false;
   if (s.open || s.fewest <= count) return true;
   int32_t left = 0;

@@ -139,6 +139,13 @@ class Schema {
   std::unique_ptr<Impl> impl_;
 };
 
+// How many members, beside names that are required, must come for the constraints `open` (bits of
+// `some`) to be served, each by a member that serves no other of them or by one that serves
+// several; -1: they can't be. Names come at most once, and where `may_come` says so.
+int32_t members_to_serve(const ObjectShape&, uint32_t open,
+                         const std::function<bool(int32_t name)>& may_come,
+                         const std::function<bool(Goal)>& possible);
+
 // Index into ArrayShape::viable of an array that has `index` items, counts[k] of them for counts k.
 int32_t array_state(const ArrayShape&, int32_t index, const int32_t* counts);
 

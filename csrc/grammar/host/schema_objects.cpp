@@ -191,6 +191,30 @@ std::shared_ptr<ObjectShape> Schema::Impl::object_shape(const Conjunction& c) {
   return shape;
 }
 
+int32_t members_to_serve(const ObjectShape& s, uint32_t open,
+                         const std::function<bool(int32_t name)>& may_come,
+                         const std::function<bool(Goal)>& possible) {
+  constexpr int32_t kNever = INT32_MAX / 2;
+  std::vector<int32_t> fewest(size_t(1) << s.some, kNever);  // by what is served
+  fewest[0] = 0;
+  const auto serve = [&](const std::vector<Goal>& goal_if, int32_t cost) {
+    std::vector<int32_t> next = fewest;
+    for (uint32_t mask = 1; mask < 1u << s.some; ++mask) {
+      const Goal g = goal_if[mask - 1];
+      if ((mask & ~open) || g < 0 || !possible(g)) continue;
+      for (uint32_t before = 0; before < 1u << s.some; ++before)
+        if (!(before & mask))
+          next[before | mask] = std::min(next[before | mask], fewest[before] + cost);
+    }
+    fewest = std::move(next);
+  };
+  for (int32_t k = 0; k < int32_t(s.names.size()); ++k)
+    if (may_come(k)) serve(s.names[size_t(k)].goal_if, !s.names[size_t(k)].required);
+  for (const KeyClass& k : s.classes)
+    for (int32_t times = 0; times < s.some; ++times) serve(k.goal_if, 1);
+  return fewest[open] < kNever ? fewest[open] : -1;
+}
+
 bool Schema::Impl::shape_possible(const ObjectShape& s) const {
   const auto ok = [&](Goal g) { return g >= 0 && goals[size_t(g)].possible; };
   int32_t available = 0;
@@ -203,14 +227,10 @@ bool Schema::Impl::shape_possible(const ObjectShape& s) const {
   }
   for (const KeyClass& k : s.classes) endless |= ok(k.goal);
   if (!endless && available < s.fewest) return false;
-  for (int32_t e = 0; e < s.some; ++e) {
-    bool served = false;
-    for (const NamedKey& k : s.names) served |= ok(k.goal_if[(size_t(1) << e) - 1]);
-    for (const KeyClass& k : s.classes) served |= ok(k.goal_if[(size_t(1) << e) - 1]);
-    if (!served) return false;
-  }
-  if (s.most == 0 && s.some) return false;
-  return true;
+  if (s.some == 0) return true;
+  const int32_t extra = members_to_serve(
+      s, (1u << s.some) - 1, [&](int32_t k) { return ok(s.names[size_t(k)].goal); }, ok);
+  return extra >= 0 && int64_t(s.required) + extra <= s.most;
 }
 
 void Schema::Impl::finish(ObjectShape& s) {
@@ -229,13 +249,6 @@ void Schema::Impl::finish(ObjectShape& s) {
   }
   s.classes = std::move(left);
   s.open = !s.classes.empty();
-  if (s.some > 1 && s.most != kUnbounded)
-    throw GrammarError("maxProperties", "",
-                       "beside several negated constraints on members it is not supported");
-  if (s.some > 1 && s.classes.empty())
-    throw GrammarError(
-        "additionalProperties", "",
-        "several negated constraints on the members of a closed object are not supported");
   // The tree of names. Names are sorted, so that those below a node are neighbours.
   s.tree.assign(1, {});
   s.tree[0].high = int32_t(s.names.size());
