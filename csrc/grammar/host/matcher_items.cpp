@@ -54,6 +54,13 @@ std::optional<std::vector<std::string>> Matcher::leaf_values(const Config& c, st
     return out;
   }
   const std::string begun(text);
+  // An exponent makes many of any other number than 0, and nothing of 0.
+  const size_t exponent = c.phase == Phase::kNumber ? begun.find_first_of("eE") : begun.npos;
+  const bool zero = begun.find_first_of("123456789") >= exponent;
+  if (exponent != begun.npos) {
+    if (!zero) return std::nullopt;
+    return std::vector<std::string>{canonical_text("0")};
+  }
   if (!langs.infinite(c.lang)) {
     if (!few(c.lang)) return std::nullopt;
     for (const std::string& w : langs.list(c.lang, kMostLeaves))
@@ -62,13 +69,6 @@ std::optional<std::vector<std::string>> Matcher::leaf_values(const Config& c, st
   }
   // Endless spellings may still be of few numbers: 1.0, 1.00. Those in one spelling are counted,
   // and the number that nothing but zeros would make.
-  // An exponent makes endlessly many of any other number than 0, and nothing of 0.
-  const size_t exponent = begun.find_first_of("eE");
-  const bool zero = begun.find_first_of("123456789") >= exponent;
-  if (exponent != begun.npos) {
-    if (!zero) return std::nullopt;
-    return std::vector<std::string>{canonical_text("0")};
-  }
   const bool fraction = begun.find('.') != begun.npos;
   const Lang rest = regex(langs, fraction ? "^([0-9]*[1-9])?$" : "^[0-9]*(\\.[0-9]*[1-9])?$");
   const Lang once = langs.both({c.lang, rest});
