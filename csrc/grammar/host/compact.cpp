@@ -210,12 +210,7 @@ bool evenly_long(Langs& langs, Lang lang, int32_t most) {
     if (!explore(langs, lang, most, e)) return false;
     const std::vector<uint8_t> live = useful(langs, e);
     const size_t n = e.states.size();
-    // Fewest code points to the end, and by way of a state that some code point leads back to.
-    std::vector<uint8_t> loops(n, 0);
-    for (size_t i = 0; i < n; ++i)
-      for (int b = 0; b < 128 && !loops[i]; ++b) loops[i] = e.next[i][size_t(b)] == int32_t(i);
-    constexpr int32_t kFar = INT32_MAX / 2;
-    std::vector<int32_t> fewest(n, kFar), looping(n, kFar);
+    // Fewest code points to the end.
     std::vector<std::vector<std::pair<int32_t, int32_t>>> back(n);  // (from, code points begun)
     for (size_t i = 0; i < n; ++i)
       for (int b = 0; b < 256; ++b)
@@ -224,31 +219,33 @@ bool evenly_long(Langs& langs, Lang lang, int32_t most) {
           if (back[size_t(t)].empty() || back[size_t(t)].back() != edge)
             back[size_t(t)].push_back(edge);
         }
-    std::deque<std::pair<int32_t, bool>> todo;
-    const auto lower = [&](int32_t i, bool loop, int32_t d, bool front) {
-      if (loops[size_t(i)]) loop = true;
-      for (const bool as : {false, true}) {
-        if (as && !loop) continue;
-        auto& best = (as ? looping : fewest)[size_t(i)];
-        if (d < best) {
-          best = d;
-          if (front)
-            todo.emplace_front(i, as);
-          else
-            todo.emplace_back(i, as);
-        }
-      }
+    std::vector<int32_t> fewest(n, INT32_MAX);
+    std::deque<int32_t> todo;
+    const auto lower = [&](int32_t i, int32_t d, bool front) {
+      if (d >= fewest[size_t(i)]) return;
+      fewest[size_t(i)] = d;
+      if (front)
+        todo.push_front(i);
+      else
+        todo.push_back(i);
     };
     for (size_t i = 0; i < n; ++i)
-      if (langs.accepts(e.states[i])) lower(int32_t(i), false, 0, false);
+      if (langs.accepts(e.states[i])) lower(int32_t(i), 0, false);
     while (!todo.empty()) {
-      const auto [i, loop] = todo.front();
+      const int32_t i = todo.front();
       todo.pop_front();
-      const int32_t d = (loop ? looping : fewest)[size_t(i)];
-      for (const auto& [from, chars] : back[size_t(i)]) lower(from, loop, d + chars, chars == 0);
+      for (const auto& [from, chars] : back[size_t(i)])
+        lower(from, fewest[size_t(i)] + chars, chars == 0);
     }
+    // Where every state has a next one that needs no more than itself, one code point more than
+    // the fewest is possible everywhere, and so on.
+    std::vector<int32_t> ways(n, 0);
+    for (size_t t = 0; t < n; ++t)
+      if (live[t])
+        for (const auto& [from, chars] : back[t])
+          ways[size_t(from)] += fewest[t] <= fewest[size_t(from)];
     for (size_t i = 0; i < n; ++i)
-      if (live[i] && fewest[i] != looping[i]) return false;
+      if (live[i] && ways[i] == 0) return false;
     return true;
   };
   const bool even = decide();

@@ -106,6 +106,27 @@ std::string_view part_of(std::string_view whole, const std::vector<BegunLevel>& 
   return whole;
 }
 
+bool is_like(std::string_view whole, const std::vector<BegunLevel>& levels) {
+  for (size_t depth = 0; depth < levels.size(); ++depth) {
+    const BegunLevel& l = levels[depth];
+    if (whole.empty() || whole[0] != (l.object ? '{' : '[')) return false;
+    size_t at = 1, same = 0;
+    for (size_t i = 0; at < whole.size(); ++i) {
+      const std::string_view part = next_part(whole, at);
+      if (!l.object) {
+        if (i < l.items.size() && l.items[i] == part) ++same;
+        continue;
+      }
+      const std::string_view value = next_part(whole, at);
+      const auto member = l.members.find(std::string(part));
+      if (member != l.members.end() && member->second == value) ++same;
+    }
+    if (same != l.members.size() + l.items.size()) return false;
+    if (depth + 1 < levels.size()) whole = part_of(whole, {l});
+  }
+  return true;
+}
+
 bool takes_other_key(const ObjectShape& s, int32_t count, int32_t missing) {
   return s.open && int64_t(count) + missing < s.most;
 }

@@ -34,6 +34,9 @@ BegunText begun_text(std::string_view, bool ended);
 // where there is no such place.
 std::string_view part_of(std::string_view canonical, const std::vector<BegunLevel>&);
 
+// Whether what is complete in a text that has begun stands in a complete value too.
+bool is_like(std::string_view canonical, const std::vector<BegunLevel>&);
+
 struct ObjectSoFar {
   std::map<std::string, std::string> members;
   std::vector<uint8_t> seen;  // by name

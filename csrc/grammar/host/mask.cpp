@@ -34,8 +34,7 @@ void MaskFiller::run() {
 bool MaskFiller::has_record(const Config& c) const {
   switch (c.phase) {
     case Phase::kString:
-      return c.escape == 0 && (c.lang == langs_.text() || !(unique_item(c) || held(c)) ||
-                               (strings_of(c).longest < 0 && endless(langs_, strings_of(c).lang)));
+      return c.escape == 0;
     case Phase::kNumber:
       return !unique_item(c) && !held(c);
     case Phase::kOtherKey:

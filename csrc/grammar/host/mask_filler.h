@@ -19,7 +19,7 @@ class MaskFiller {
   uint32_t* mask_;
   int32_t words_ = 0;
   bool blank_ = false;  // nothing has been written yet
-  // Tokens that end an item of a unique array after a record's lexeme: accept decides.
+  // Tokens of which accept decides whether they end or begin an item that a unique array has.
   std::vector<int32_t> verify_;
 
   void start() {
@@ -87,10 +87,10 @@ class MaskFiller {
   void remove_taken(const Config& c, int32_t node);
   // The same for strings that make an item which the array has already.
   void remove_items(const Config& c, int32_t node);
-  // Clears tokens below `node`, where `depth` bytes of the words [low, high) have been read: those
-  // that close the string behind a word, or with `open` those that end there.
+  // Clears tokens below `node`, where `depth` bytes of the words [low, high) have been read, that
+  // close the string behind a word; with `verify` those that stop inside of one are verified.
   void spell(int32_t node, const std::string_view* low, const std::string_view* high, size_t depth,
-             uint32_t escape, bool open = false);
+             uint32_t escape, bool verify = false);
 };
 
 }  // namespace tokops::grammar

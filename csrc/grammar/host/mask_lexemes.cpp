@@ -1,6 +1,7 @@
 // Masks inside a lexeme: its record, what follows its end, and what it may not spell.
 #include <algorithm>
 
+#include "compact.h"
 #include "mask_filler.h"
 #include "text.h"
 
@@ -198,46 +199,38 @@ void MaskFiller::remove_taken(const Config& c, int32_t node) {
 }
 
 void MaskFiller::remove_items(const Config& c, int32_t node) {
-  std::vector<std::string> items;
+  std::vector<std::string> like, taken;
   const Frame& f = m_.frame(c.frame);
-  if (!unique_item(c)) {
-    items = m_.repeating_strings(c);
-  } else if (f.list) {
-    const std::string prefix =
-        "\"" + decode_text(std::string_view(m_.bytes_).substr(size_t(f.start) + 1));
-    for (uint32_t i = f.list; i; i = m_.list_[i - 1].next) {
-      const std::string& item = m_.list_[i - 1].text;
-      if (item.compare(0, prefix.size(), prefix) == 0) items.push_back(item.substr(prefix.size()));
+  if (unique_item(c) && f.list)
+    like = taken = m_.items_like(f, std::string_view(m_.bytes_).substr(size_t(f.start)));
+  if (held(c))
+    for (auto& [text, gone] : m_.strings_like(c)) {
+      if (gone) taken.push_back(text);
+      like.push_back(std::move(text));
     }
-  }
-  if (items.empty()) return;
-  std::sort(items.begin(), items.end());
-  std::vector<std::string_view> taken(items.begin(), items.end());
-  spell(node, taken.data(), taken.data() + taken.size(), 0, 0);
-  // Of the longest strings that are allowed nothing else could become.
-  const int32_t longest = strings_of(c).longest;
-  if (longest < 0) return;
-  std::erase_if(taken, [&](std::string_view x) {
-    return c.count + std::count_if(x.begin(), x.end(),
-                                   [](char b) { return (uint8_t(b) & 0xc0) != 0x80; }) !=
-           longest;
-  });
-  if (!taken.empty()) spell(node, taken.data(), taken.data() + taken.size(), 0, 0, true);
+  const auto spelled = [&](std::vector<std::string>& words, bool verify) {
+    if (words.empty()) return;
+    std::sort(words.begin(), words.end());
+    const std::vector<std::string_view> views(words.begin(), words.end());
+    spell(node, views.data(), views.data() + views.size(), 0, 0, verify);
+  };
+  spelled(taken, false);
+  // A part of a word can become another one as long as strings may be as long as they like.
+  const Strings& s = strings_of(c);
+  if (s.longest >= 0 || (c.lang != langs_.text() && !endless(langs_, s.lang))) spelled(like, true);
 }
 
 void MaskFiller::spell(int32_t node, const std::string_view* low, const std::string_view* high,
-                       size_t depth, uint32_t escape, bool open) {
+                       size_t depth, uint32_t escape, bool verify) {
   const int32_t* const ends = v_.ends();
-  const auto clear = [&](int32_t from, int32_t to) {
-    for (int32_t k = v_.first_tokens()[from]; k < v_.first_tokens()[to]; ++k) {
-      const int32_t t = v_.order()[k];
-      mask_[t >> 5] &= ~(1u << (t & 31));
-    }
+  const auto each = [&](int32_t from, int32_t to, auto&& then) {
+    for (int32_t k = v_.first_tokens()[from]; k < v_.first_tokens()[to]; ++k) then(v_.order()[k]);
   };
   for (int32_t c = node + 1; c < ends[node]; c = ends[c]) {
     const uint8_t b = v_.bytes()[c];
     if (b == '"' && escape == 0) {
-      if (low->size() == depth && !open) clear(c, ends[c]);
+      if (low->size() == depth && !verify)
+        each(c, ends[c], [&](int32_t t) { mask_[t >> 5] &= ~(1u << (t & 31)); });
       continue;
     }
     uint32_t next = escape;
@@ -253,8 +246,8 @@ void MaskFiller::spell(int32_t node, const std::string_view* low, const std::str
       h = e;
     }
     if (l == h) continue;
-    if (open && next == 0 && l->size() == depth + size_t(n)) clear(c, c + 1);
-    if (ends[c] > c + 1) spell(c, l, h, depth + size_t(n), next, open);
+    if (verify) each(c, c + 1, [&](int32_t t) { verify_.push_back(t); });
+    if (ends[c] > c + 1) spell(c, l, h, depth + size_t(n), next, verify);
   }
 }
 

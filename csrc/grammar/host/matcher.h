@@ -198,8 +198,10 @@ class Matcher {
   bool listed(const Frame&, std::string_view text) const;  // among its keys or items
   bool is_other_key(const Frame&, const ObjectShape&, const std::string& key) const;
   // Items of unique arrays: matcher_items.cpp.
-  std::optional<std::vector<std::string>> leaf_values(const Config&, std::string_view text,
-                                                      const Frame& array);
+  std::optional<std::vector<std::string>> string_values(const Config&, std::string_view text,
+                                                        size_t most);
+  std::optional<std::vector<std::string>> scalar_values(const Config&, std::string_view text);
+  std::vector<std::string> items_like(const Frame& array, std::string_view text) const;
   bool fresh(const Config&, uint32_t array);
   bool takes_many(const Frame&) const;
   bool watches(uint32_t frame, const std::vector<uint32_t>& path) const;
@@ -212,7 +214,8 @@ class Matcher {
   bool completes_new(const Config&, const Frame& array, const std::vector<uint32_t>& path,
                      const BegunText&, const std::string* leaf);
   void drop_repeated(size_t first);
-  std::vector<std::string> repeating_strings(const Config&);
+  std::vector<std::string> values_at(const Frame& array, const BegunText&) const;
+  std::vector<std::pair<std::string, bool>> strings_like(const Config&);
   bool new_key(const Config&);
   void enter(int32_t state, uint32_t call);
   void return_from(uint32_t call);

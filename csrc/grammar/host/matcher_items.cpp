@@ -10,84 +10,123 @@ namespace {
 
 constexpr int64_t kMostLeaves = 1000;
 
+// Words of a finite language, at most cap, that begin with a code point which an open escape can
+// still become.
+std::vector<std::string> escaped_words(Langs& langs, Lang lang, uint32_t escape, size_t cap) {
+  std::vector<std::string> words;
+  const EscapeRange r = escape_range(escape);
+  for (uint32_t c = r.low; c <= r.high && words.size() < cap; ++c) {
+    if (r.split && c == 0xe000) c = 0x10000;
+    char bytes[4];
+    const std::string first(bytes, size_t(encode_utf8(c, bytes)));
+    const Lang rest = langs.steps(lang, first);
+    if (rest == kNothing || !langs.alive(rest)) continue;
+    for (const std::string& w : langs.list(rest, int64_t(cap - words.size())))
+      words.push_back(first + w);
+  }
+  return words;
+}
+
 }  // namespace
 
-// What a string, number or literal that has begun, written as `text` so far, can still become, in
-// canonical form; none where that is more than can be listed, or than the array has items.
-std::optional<std::vector<std::string>> Matcher::leaf_values(const Config& c, std::string_view text,
-                                                             const Frame& array) {
+// What a string that has begun, written as `text` so far, can still become, in canonical form; none
+// where that is more than `most`.
+std::optional<std::vector<std::string>> Matcher::string_values(const Config& c,
+                                                               std::string_view text, size_t most) {
   Langs& langs = grammar_->langs();
-  if (c.escape != 0) return std::nullopt;
-  const auto few = [&](Lang l) {
-    return !langs.infinite(l) && langs.count(l, kMostLeaves + 1) <= kMostLeaves;
-  };
-  std::vector<std::string> out;
-  if (c.phase == Phase::kString) {
-    const Strings& s = grammar_->schema(frames_[c.frame].schema).value(c.id).strings[c.index];
-    Lang rest = c.lang;
-    if (s.longest >= 0) {
-      if (rest == langs.text() && c.count < s.longest) return std::nullopt;
-      // Where lengths are counted every length is possible.
-      int32_t items = 0;
-      for (uint32_t i = array.list; i; i = list_[i - 1].next) ++items;
-      const int32_t fewest = std::max(s.shortest - c.count, fewest_chars(langs, rest));
-      if (langs.infinite(rest) && s.longest - c.count - fewest > items) return std::nullopt;
-      // The code point that has begun is counted, and its bytes are the bound's first.
-      std::string_view begun = text;
-      size_t part = 0;
-      while (part < begun.size() && (uint8_t(begun[begun.size() - 1 - part]) & 0xc0) == 0x80)
-        ++part;
-      if (part < begun.size() && uint8_t(begun[begun.size() - 1 - part]) >= 0xc0)
-        ++part;
-      else
-        part = 0;
-      const Lang bound = langs.repeat(langs.any_char(), 0, s.longest - c.count + (part > 0));
-      rest = langs.both({rest, langs.steps(bound, begun.substr(begun.size() - part))});
-    }
-    if (!few(rest)) return std::nullopt;
-    const std::string begun = "\"" + decode_text(text.substr(1));
-    for (const std::string& w : langs.list(rest, kMostLeaves)) {
-      int32_t chars = c.count;
-      for (const char x : w) chars += (uint8_t(x) & 0xc0) != 0x80;
-      if (s.shortest == 0 || chars >= s.shortest) out.push_back(begun + w);
-    }
-    return out;
+  const Strings& s = grammar_->schema(frames_[c.frame].schema).value(c.id).strings[c.index];
+  Lang rest = c.lang;
+  if (s.longest >= 0) {
+    if (rest == langs.text() && c.count < s.longest && c.escape == 0) return std::nullopt;
+    // Where lengths are counted every length is possible.
+    const int32_t fewest = std::max(s.shortest - c.count, fewest_chars(langs, rest));
+    if (langs.infinite(rest) && s.longest - c.count - fewest > int64_t(most)) return std::nullopt;
+    // The code point that has begun is counted, and its bytes are the bound's first.
+    size_t part = 0;
+    const auto back = [&](size_t i) { return uint8_t(text[text.size() - 1 - i]); };
+    while (part < text.size() && (back(part) & 0xc0) == 0x80) ++part;
+    part = part < text.size() && back(part) >= 0xc0 ? part + 1 : 0;
+    const Lang bound = langs.repeat(langs.any_char(), 0, s.longest - c.count + (part > 0));
+    rest = langs.both({rest, langs.steps(bound, text.substr(text.size() - part))});
   }
+  if (langs.infinite(rest)) return std::nullopt;
+  const size_t cap = s.shortest <= c.count ? most : size_t(kMostLeaves);
+  const std::vector<std::string> words =
+      c.escape ? escaped_words(langs, rest, c.escape, cap + 1) : langs.list(rest, int64_t(cap) + 1);
+  if (words.size() > cap) return std::nullopt;
+  const std::string begun = "\"" + decode_text(text.substr(1));
+  std::vector<std::string> out;
+  for (const std::string& w : words) {
+    int32_t chars = c.count;
+    for (const char x : w) chars += (uint8_t(x) & 0xc0) != 0x80;
+    if (chars >= s.shortest) out.push_back(begun + w);
+  }
+  return out;
+}
+
+// The same for a number or literal; most is kMostLeaves.
+std::optional<std::vector<std::string>> Matcher::scalar_values(const Config& c,
+                                                               std::string_view text) {
+  Langs& langs = grammar_->langs();
   const std::string begun(text);
+  std::vector<std::string> out;
+  const auto words = [&](Lang l, auto&& put) {
+    if (langs.infinite(l)) return false;
+    const std::vector<std::string> found = langs.list(l, kMostLeaves + 1);
+    return int64_t(found.size()) <= kMostLeaves && std::all_of(found.begin(), found.end(), put);
+  };
+  const auto complete = [&](const std::string& w) {
+    out.push_back(canonical_text(begun + w));
+    return true;
+  };
   // An exponent makes many of any other number than 0, and nothing of 0.
   const size_t exponent = c.phase == Phase::kNumber ? begun.find_first_of("eE") : begun.npos;
-  const bool zero = begun.find_first_of("123456789") >= exponent;
   if (exponent != begun.npos) {
-    if (!zero) return std::nullopt;
+    if (begun.find_first_of("123456789") < exponent) return std::nullopt;
     return std::vector<std::string>{canonical_text("0")};
   }
   if (!langs.infinite(c.lang)) {
-    if (!few(c.lang)) return std::nullopt;
-    for (const std::string& w : langs.list(c.lang, kMostLeaves))
-      out.push_back(canonical_text(begun + w));
+    if (!words(c.lang, complete)) return std::nullopt;
     return out;
   }
   // Endless spellings may still be of few numbers: 1.0, 1.00. Those in one spelling are counted,
   // and the number that nothing but zeros would make.
   const bool fraction = begun.find('.') != begun.npos;
   const Lang rest = regex(langs, fraction ? "^([0-9]*[1-9])?$" : "^[0-9]*(\\.[0-9]*[1-9])?$");
-  const Lang once = langs.both({c.lang, rest});
-  if (!few(once)) return std::nullopt;
   const bool grows = langs.alive(langs.both({c.lang, regex(langs, "[eE]")}));
-  for (const std::string& w : langs.list(once, kMostLeaves)) {
-    const std::string number = begun + w;
-    if (grows && number.find_first_of("123456789") != number.npos) return std::nullopt;
-    out.push_back(canonical_text(number));
-  }
+  const auto one = [&](const std::string& w) {
+    const bool zero = (begun + w).find_first_of("123456789") == begun.npos;
+    return (zero || !grows) && complete(w);
+  };
+  if (!words(langs.both({c.lang, rest}), one)) return std::nullopt;
   if (grows) out.push_back(canonical_text("0"));
-  if (langs.accepts(langs.step(c.lang, '0'))) out.push_back(canonical_text(begun + "0"));
+  if (langs.accepts(langs.step(c.lang, '0'))) complete("0");
+  return out;
+}
+
+// Items of an array that a string can become which has begun like this, in canonical form, without
+// what has begun.
+std::vector<std::string> Matcher::items_like(const Frame& array, std::string_view text) const {
+  const std::string prefix = "\"" + decode_text(text.substr(1));
+  std::vector<std::string> out;
+  for (uint32_t i = array.list; i; i = list_[i - 1].next) {
+    const std::string& item = list_[i - 1].text;
+    if (item.compare(0, prefix.size(), prefix) == 0) out.push_back(item.substr(prefix.size()));
+  }
   return out;
 }
 
 bool Matcher::fresh(const Config& c, uint32_t array) {
   const Frame& f = frames_[array];
   if (f.list == 0) return true;
-  const auto values = leaf_values(c, std::string_view(bytes_).substr(size_t(f.start)), f);
+  const std::string_view text = std::string_view(bytes_).substr(size_t(f.start));
+  std::optional<std::vector<std::string>> values;
+  if (c.phase == Phase::kString) {
+    const size_t most = items_like(f, text).size();
+    if (most) values = string_values(c, text, most);
+  } else {
+    values = scalar_values(c, text);
+  }
   return !values || !std::all_of(values->begin(), values->end(),
                                  [&](const std::string& x) { return listed(f, x); });
 }
@@ -169,6 +208,18 @@ bool Matcher::may_differ(const Config& c, const std::string* leaf) {
   });
 }
 
+// What stands, in the items that are like the one that has begun, where that is being read; empty
+// for an item that has nothing there.
+std::vector<std::string> Matcher::values_at(const Frame& array, const BegunText& begun) const {
+  std::vector<std::string> out;
+  for (uint32_t i = array.list; i; i = list_[i - 1].next)
+    if (is_like(list_[i - 1].text, begun.levels))
+      out.emplace_back(part_of(list_[i - 1].text, begun.levels));
+  std::sort(out.begin(), out.end());
+  out.erase(std::unique(out.begin(), out.end()), out.end());
+  return out;
+}
+
 bool Matcher::completes_new(const Config& c, const Frame& array, const std::vector<uint32_t>& path,
                             const BegunText& begun, const std::string* leaf) {
   const Schema& schema = grammar_->schema(array.schema);
@@ -222,9 +273,10 @@ bool Matcher::completes_new(const Config& c, const Frame& array, const std::vect
   if (leaf) return up(0, leaf);
   switch (c.phase) {
     case Phase::kString:
+      return any(string_values(c, begun.leaf, values_at(array, begun).size()));
     case Phase::kNumber:
     case Phase::kLiteral:
-      return any(leaf_values(c, begun.leaf, array));
+      return any(scalar_values(c, begun.leaf));
     case Phase::kValue:
     case Phase::kAfterKey:
       return any(schema.value(c.id).few);
@@ -265,24 +317,19 @@ void Matcher::drop_repeated(size_t first) {
   }
 }
 
-// Of a string in an item of watched arrays: what it may not be, without what has been read of it.
-std::vector<std::string> Matcher::repeating_strings(const Config& c) {
-  std::vector<std::string> out;
+// Of a string in an item of watched arrays: what it is in other items that are like this one,
+// without what has been read of it, and whether it may not be that here.
+std::vector<std::pair<std::string, bool>> Matcher::strings_like(const Config& c) {
+  std::vector<std::pair<std::string, bool>> out;
   std::vector<uint32_t> path;
-  std::vector<std::string> tried;
   some_way_up(c.frame, path, [&](uint32_t array) {
-    const Frame f = frames_[array];
-    const BegunText begun = begun_text(std::string_view(bytes_).substr(size_t(f.start)), false);
+    const BegunText begun =
+        begun_text(std::string_view(bytes_).substr(size_t(frames_[array].start)), false);
     if (begun.levels.size() != path.size() || begun.leaf.empty()) return true;
     const std::string prefix = "\"" + decode_text(begun.leaf.substr(1));
-    for (uint32_t i = f.list; i; i = list_[i - 1].next) {
-      const std::string value(part_of(list_[i - 1].text, begun.levels));
-      if (value.compare(0, prefix.size(), prefix) != 0 ||
-          std::find(tried.begin(), tried.end(), value) != tried.end())
-        continue;
-      tried.push_back(value);
-      if (!may_differ(c, &value)) out.push_back(value.substr(prefix.size()));
-    }
+    for (const std::string& value : values_at(frames_[array], begun))
+      if (value.compare(0, prefix.size(), prefix) == 0)
+        out.emplace_back(value.substr(prefix.size()), !may_differ(c, &value));
     return true;
   });
   return out;

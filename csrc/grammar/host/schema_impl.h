@@ -199,6 +199,8 @@ struct Schema::Impl {
   std::shared_ptr<ArrayShape> array_shape(const Conjunction&);
   Lang strings_of(Literal);
   Lang fold(const Strings&);
+  void note_count(Lang, const std::string& pattern);
+  std::unordered_map<Lang, Strings> counts;  // patterns ^[..]{m,n}$, without their bounds
   void work_out_all();
   bool shape_possible(const ObjectShape&) const;
   bool shape_possible(const ArrayShape&) const;

@@ -20,8 +20,10 @@ std::optional<std::vector<std::string>> Schema::Impl::few_scalars(const Value& v
   if (v.no) few.push_back("false");
   if (v.yes) few.push_back("true");
   const auto words = [&](Lang l, auto&& put) {
-    if (langs->infinite(l) || langs->count(l, kMostListed + 1) > kMostListed) return false;
-    for (const std::string& w : langs->list(l, kMostListed + 1)) put(w);
+    if (langs->infinite(l)) return false;
+    const std::vector<std::string> found = langs->list(l, kMostListed + 1);
+    if (int64_t(found.size()) > kMostListed) return false;
+    for (const std::string& w : found) put(w);
     return true;
   };
   if (v.number != kNothing) {

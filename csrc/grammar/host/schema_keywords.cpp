@@ -118,8 +118,10 @@ void Schema::Impl::read_simple(const Json& j, const Place& place, std::vector<Li
         counted(Atom::kMaxLength, JsonType::kString, count_of(*v, "maxLength", place.pointer)));
   if (const Json* v = find("pattern")) {
     if (v->kind != Json::kString) malformed("pattern", place.pointer, "expected a string");
-    all.push_back(
-        text(langs->both({langs->text(), regex(*langs, v->text, {}, "pattern", place.pointer)})));
+    const Lang strings =
+        langs->both({langs->text(), regex(*langs, v->text, {}, "pattern", place.pointer)});
+    note_count(strings, v->text);
+    all.push_back(text(strings));
   }
   if (const Json* v = find("format")) all.push_back(read_format(*v, place));
   if (place.draft == 7 && options.assert_formats) {

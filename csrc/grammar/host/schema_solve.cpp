@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "compact.h"
+#include "regex_tree.h"
 #include "schema_impl.h"
 
 namespace tokops::grammar {
@@ -260,6 +261,22 @@ Lang Schema::Impl::fold(const Strings& s) {
   return s.lang == langs->text() ? any : langs->both({s.lang, any});
 }
 
+// Keeps of a pattern that repeats one set of characters how often: strings are counted, which needs
+// no state for every length.
+void Schema::Impl::note_count(Lang lang, const std::string& pattern) {
+  const Pattern p = parse_pattern(pattern, {}, "pattern", "");
+  const auto kind = [&](int32_t node) { return p.nodes[size_t(node)].kind; };
+  const Pattern::Node& all = p.nodes[size_t(p.root)];
+  if (all.kind != Pattern::kSequence || all.parts.size() != 3 ||
+      kind(all.parts[0]) != Pattern::kBegin || kind(all.parts[1]) != Pattern::kRepeat ||
+      kind(all.parts[2]) != Pattern::kEnd)
+    return;
+  const Pattern::Node& repeat = p.nodes[size_t(all.parts[1])];
+  const Pattern::Node& set = p.nodes[size_t(repeat.parts[0])];
+  if (set.kind != Pattern::kSet || set.set.empty() || std::max(repeat.lo, repeat.hi) < 2) return;
+  counts.emplace(lang, Strings{langs->star(langs->code_points(set.set)), repeat.lo, repeat.hi});
+}
+
 void Schema::Impl::string_part(GoalData& g) {
   std::vector<Conjunction> ways;
   Conjunction now;
@@ -273,7 +290,12 @@ void Schema::Impl::string_part(GoalData& g) {
     for (const Literal l : c.atoms) {
       const Atom& a = atoms[size_t(nodes[size_t(l >> 1)].atom)];
       const bool no = l & 1;
-      if (a.kind == Atom::kText) {
+      if (const auto k = counts.find(a.lang); a.kind == Atom::kText && !no && k != counts.end()) {
+        all.push_back(k->second.lang);
+        shortest = std::max<int64_t>(shortest, k->second.shortest);
+        const int64_t n = k->second.longest;
+        if (n >= 0) longest = longest < 0 ? n : std::min(longest, n);
+      } else if (a.kind == Atom::kText) {
         all.push_back(no ? langs->complement(a.lang) : a.lang);
       } else if ((a.kind == Atom::kMinLength) != no) {
         const int64_t n = no ? a.count + 1 : a.count;  // not "at most n": at least n + 1

@@ -38,7 +38,7 @@ class Plan:
     prompt: int = 512
     new: int = 192
     rounds: int = 7
-    least: int = 3
+    least: int = 1
     seconds: float = 30.0
 
 
