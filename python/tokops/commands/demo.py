@@ -43,6 +43,12 @@ def demo(
             help="With --speculate: no speeds, but whether 20 prompts give the tokens of plain decoding.",
         ),
     ] = False,
+    constrain: Annotated[
+        bool,
+        typer.Option(
+            "--constrain", help="Show texts under a JSON Schema instead: masks, AWRS, SMC and ASAp."
+        ),
+    ] = False,
     out: Annotated[pathlib.Path, typer.Option(help="Folder for JSON and picture.")] = pathlib.Path(
         "demo-out"
     ),
@@ -52,11 +58,14 @@ def demo(
     from tokops.bench.run import machine
     from tokops.hf.model import ModelError
 
-    if compose and speculate:
-        raise typer.BadParameter("--compose and --speculate show different things: give one of them")
+    if compose + speculate + constrain > 1:
+        raise typer.BadParameter(
+            "--compose, --speculate and --constrain show different things: give one of them"
+        )
     if exactness and not speculate:
         raise typer.BadParameter("--exactness goes with --speculate")
-    show = _exactness if exactness else _speculate if speculate else _compose if compose else _demo
+    chosen = [(exactness, _exactness), (speculate, _speculate), (compose, _compose), (constrain, _constrain)]
+    show = next((function for asked, function in chosen if asked), _demo)
     if threads:
         torch.set_num_threads(threads)
     begin, console = time.perf_counter(), Console()
@@ -131,6 +140,18 @@ def _exactness(quick: bool, out: pathlib.Path, stage: Callable) -> tuple[list, l
     result = exactness.run(smollm2, tokenizer, exactness.QUICK if quick else exactness.FULL, stage)
     exactness.write_json(result, machine(), out / "exactness.json")
     return [exactness.table(result), exactness.sentence(result)], [out / "exactness.json"]
+
+
+def _constrain(quick: bool, out: pathlib.Path, stage: Callable) -> tuple[list, list[pathlib.Path]]:
+    """Texts under a JSON Schema: what to print, and the file that was written."""
+    from tokops.bench.run import machine
+    from tokops.demo import constrain
+    from tokops.hf import model
+
+    smollm2, tokenizer = model.load_smollm2(torch.float32)
+    result = constrain.run(smollm2, tokenizer, constrain.QUICK if quick else constrain.FULL, stage)
+    constrain.write_json(result, machine(), out / "constrain.json")
+    return [constrain.table(result), constrain.sentence(result)], [out / "constrain.json"]
 
 
 def register(app: typer.Typer) -> None:
