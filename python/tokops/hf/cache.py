@@ -216,7 +216,8 @@ class PagedCache(Cache):
         device = self.layers[0].device
         most = self._check_kept(rows, counts, nodes, device)
         held = torch.tensor(list(counts), dtype=torch.int32).to(device)
-        if rows is not None and most and nodes > 1:
+        # A single node is where it belongs already; what else is named is refused below.
+        if rows is not None and most and (nodes > 1 or rows.is_cuda or bool(rows.any())):
             compact([pages for layer in self.layers for pages in layer.newest()], nodes, rows, held)
         change = held - nodes
         for kept in state.books:
