@@ -138,6 +138,15 @@ def test_no_exponent_makes_another_number_of_zero():
         assert compile_json_schema(schema, VOCABULARY).matcher().accept_bytes(text) == goes_on, text
 
 
+def test_a_key_takes_the_place_that_another_would_have_had():
+    items = closed(k=AB, m={"type": "string"}, more={"minProperties": 1, "maxProperties": 1})
+    matcher = compile_json_schema(unique(items, 9), VOCABULARY, whitespace="none").matcher()
+    assert matcher.accept_bytes(b'[{"k":""},{"k":"a"},{"k":"b"},{"')
+    here = allowed(matcher)
+    assert ord("k") not in here
+    assert ord("m") in here
+
+
 def test_equal_spellings_are_one_value():
     matcher = compile_json_schema(unique(closed("a", a={"enum": [1, "b"]}), 3), VOCABULARY).matcher()
     assert matcher.accept_bytes(b'[{"a": 1.0}, {"a": ')

@@ -204,6 +204,7 @@ class Matcher {
   std::vector<std::string> items_like(const Frame& array, std::string_view text) const;
   bool fresh(const Config&, uint32_t array);
   bool takes_many(const Frame&) const;
+  bool some_takes_many(const Config&, const std::vector<uint32_t>& path) const;
   bool watches(uint32_t frame, const std::vector<uint32_t>& path) const;
   template <class Grows>
   bool some_way_up(uint32_t frame, std::vector<uint32_t>& path, const Grows&);

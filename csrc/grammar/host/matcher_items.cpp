@@ -182,12 +182,18 @@ bool Matcher::some_way_up(uint32_t frame, std::vector<uint32_t>& path, const Gro
   }
 }
 
+// The same of some frame around a configuration, innermost first.
+bool Matcher::some_takes_many(const Config& c, const std::vector<uint32_t>& path) const {
+  // A key that is being read is a member more, which the innermost frame doesn't count yet.
+  const bool key =
+      c.phase == Phase::kKey || c.phase == Phase::kOtherKey || c.phase == Phase::kObjectNext;
+  return std::any_of(path.begin() + key, path.end(),
+                     [&](uint32_t f) { return takes_many(frames_[f]); });
+}
+
 bool Matcher::free_beside(const Config& c) {
   std::vector<uint32_t> path;
-  return some_way_up(c.frame, path, [&](uint32_t) {
-    return std::any_of(path.begin(), path.end(),
-                       [&](uint32_t f) { return takes_many(frames_[f]); });
-  });
+  return some_way_up(c.frame, path, [&](uint32_t) { return some_takes_many(c, path); });
 }
 
 // Whether the items that a configuration is in, of watched arrays, can still become new ones; with
@@ -195,11 +201,7 @@ bool Matcher::free_beside(const Config& c) {
 bool Matcher::may_differ(const Config& c, const std::string* leaf) {
   std::vector<uint32_t> path;
   return some_way_up(c.frame, path, [&](uint32_t array) {
-    // A key that is being read is a member more, which the innermost frame doesn't count yet.
-    const bool key =
-        c.phase == Phase::kKey || c.phase == Phase::kOtherKey || c.phase == Phase::kObjectNext;
-    for (size_t i = key; i < path.size(); ++i)
-      if (takes_many(frames_[path[i]])) return true;
+    if (some_takes_many(c, path)) return true;
     const Frame& f = frames_[array];
     const BegunText begun =
         begun_text(std::string_view(bytes_).substr(size_t(f.start)), c.phase == Phase::kAfterValue);
