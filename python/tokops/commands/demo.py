@@ -147,10 +147,11 @@ def _constrain(quick: bool, out: pathlib.Path, stage: Callable) -> tuple[list, l
     from tokops.bench.run import machine
     from tokops.demo import constrain
     from tokops.hf import model
+    from tokops.kv.report import write_json
 
     smollm2, tokenizer = model.load_smollm2(torch.float32)
     result = constrain.run(smollm2, tokenizer, constrain.QUICK if quick else constrain.FULL, stage)
-    constrain.write_json(result, machine(), out / "constrain.json")
+    write_json(result, machine(), out / "constrain.json")
     return [constrain.table(result), constrain.sentence(result)], [out / "constrain.json"]
 
 

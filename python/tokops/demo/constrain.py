@@ -1,7 +1,5 @@
 """Texts under a JSON Schema from a real model: masked token by token, and by the methods that are true to its law."""
 
-import json
-import pathlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -252,8 +250,3 @@ def sentence(result: Result) -> str:
     """What SMC says of the model by itself."""
     mean = torch.tensor(result.log_z, dtype=torch.float64).exp().mean()
     return f"- SMC estimates that {float(mean):.2%} of the model's own texts are valid within {result.plan.new} tokens"
-
-
-def write_json(result: Result, machine: dict, path: pathlib.Path) -> None:
-    """Write the result and the machine it was measured on."""
-    path.write_text(json.dumps({"machine": machine, **result.to_dict()}, indent=1) + "\n")

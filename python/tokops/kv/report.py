@@ -3,6 +3,7 @@
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -172,6 +173,6 @@ def _draw_needles(axes, rows: Sequence[Row], looks: Sequence[dict]) -> None:
     axes.set_ylabel("needles found")
 
 
-def write_json(result: Result, machine: dict, path: pathlib.Path) -> None:
-    """All numbers, and what they were measured on."""
+def write_json(result: Any, machine: dict, path: pathlib.Path) -> None:
+    """All numbers of a result, what its ``to_dict()`` gives, and what they were measured on."""
     path.write_text(json.dumps({"machine": machine, **result.to_dict()}, indent=1) + "\n")
