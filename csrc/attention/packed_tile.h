@@ -1,7 +1,7 @@
 // Scores and values of one tile of packed keys, scales and zeros included. For .isa.cpp files.
 #pragma once
 #include "attention/decode_task.h"
-#include "attention/packed_dot16.h"
+#include "attention/packed_dot8.h"
 
 namespace tokops {
 namespace {
@@ -20,8 +20,12 @@ struct PackedScratch {
   float sums[kMaxRows * kMaxGroups];               // of the queries by group, [row][group]
   alignas(64) float dots[4 * kMaxGroups * kDots];  // of up to four rows, [group][row][key]
   float add[kMaxRows], none[kMaxRows];
-  bool by_integers;  // q16 and q_scale hold the queries too
-  alignas(64) int16_t q16[kMaxRows * kMaxDim];
+  bool by_integers;  // `rounded` and q_scale hold the queries too
+#if defined(__AVX512VNNI__)
+  alignas(64) int8_t rounded[kMaxRows * kMaxDim];
+#else
+  alignas(64) int16_t rounded[kMaxRows * kMaxDim];
+#endif
   float q_scale[kMaxRows];
 };
 
@@ -160,7 +164,11 @@ void place_packed_query(const Side& k, float* row, int r, int rows, int dim, Pac
     x.by_integers = one == one;
     for (int c = 0; c < dim && x.by_integers; ++c) {
       row[c] = rounded[c] * one;
-      x.q16[(c / kWords * rows + r) * kWords + c % kWords] = rounded[c];
+#if defined(__AVX512VNNI__)
+      x.rounded[byte_query_at(r, c, dim)] = int8_t(rounded[c]);
+#else
+      x.rounded[(c / kWords * rows + r) * kWords + c % kWords] = rounded[c];
+#endif
     }
   }
   with_codec(k.codec, [&](auto codec) {
@@ -203,10 +211,10 @@ void score_channels(const Side& k, const Rows& t, int hkv, int rows, int dim, Pa
   });
 }
 
-// Rows [first, first + count) of s from their products: the groups' scales and zeros, and `one`,
-// what a unit of a query stands for.
-void scale_scores(const PackedScratch& x, int first, int count, int n, int groups, const float* one,
-                  float* s) {
+// Rows [first, first + count) of s from their products, which lie by group, `apart` rows from the
+// next: the groups' scales and zeros, and `one`, what a unit of a query stands for.
+void scale_scores(const PackedScratch& x, int first, int count, int apart, int n, int groups,
+                  const float* one, float* s) {
   const auto rows = [&](auto known) {
     const int all = decltype(known)::value ? decltype(known)::value : groups;
     for (int i = 0; i < count; ++i) {
@@ -215,7 +223,7 @@ void scale_scores(const PackedScratch& x, int first, int count, int n, int group
       for (int j = 0; j < n; j += Vec::width) {
         Vec y = zero(), bias = zero();
         for (int g = 0; g < all; ++g) {
-          y = fma(load(dots + g * count * kDots + j), load(x.scales.scale + g * kTile + j), y);
+          y = fma(load(dots + g * apart * kDots + j), load(x.scales.scale + g * kTile + j), y);
           bias = fma(splat(sums[g]), load(x.scales.zero + g * kTile + j), bias);
         }
         store(s + (first + i) * kTile + j, fma(y, unit, bias));
@@ -235,15 +243,25 @@ void score_packed(const Side& k, const Rows& t, int hkv, int rows, int dim, Pack
   load_scales(k, t, hkv, groups, x.scales);
   const float* one = x.by_integers ? x.q_scale : nullptr;
   const auto finish = [&](int first, int count) {
-    scale_scores(x, first, count, t.n, groups, one, s);
+    scale_scores(x, first, count, count, t.n, groups, one, s);
   };
   with_codec(k.codec, [&](auto codec) {
     constexpr Codec C = decltype(codec)::value;
-#if defined(__AVX2__)
+#if defined(__AVX512VNNI__)
+    if constexpr (C == Codec::int8 || C == Codec::int4 || C == Codec::int2)
+      if (x.by_integers) {
+        for (int r = 0; r < rows; r += kByteRows) {
+          byte_dots<C>(x.rounded + r * dim, groups, size, t.k, t.n, x.dots, ahead);
+          const int count = rows - r < kByteRows ? rows - r : kByteRows;
+          scale_scores(x, r, count, kByteRows, t.n, groups, one, s);
+        }
+        return;
+      }
+#elif defined(__AVX2__)
     using Words = WordDots<C>;
     if constexpr (C == Codec::int8 || C == Codec::int4 || C == Codec::int2)
       if (x.by_integers)
-        return packed_scores<Words>(x.q16, rows, groups, size / (Words::kVecs * kWords), t.k, t.n,
+        return packed_scores<Words>(x.rounded, rows, groups, size / (Words::kVecs * kWords), t.k, t.n,
                                     x.dots, ahead, finish);
 #endif
     packed_scores<FloatDots<C>>(x.q, rows, groups, units_of<C>(size), t.k, t.n, x.dots, ahead,

@@ -132,7 +132,10 @@ class Item {
     if (packed(part_.k)) return place_packed_query(part_.k, row, r, t_.live, p_.D, x_.packed);
     float* to = x_.q + query_at(r, 0, dim4_);
     if (!tiles_)
-      for (int c = 0; c < p_.D; ++c) to[c / 4 * Vec::width + c % 4] = row[c];
+      for (int c = 0; c < p_.D; ++c) {
+        const int i = float_at<T>(c, p_.D);
+        to[i / 4 * Vec::width + i % 4] = row[c];
+      }
 #if defined(__AMX_BF16__)
     if constexpr (kHasTiles<T>)
       if (tiles_)
@@ -207,14 +210,24 @@ class Item {
         return;
       }
 #endif
+    if constexpr (sizeof(T) < sizeof(float)) {  // converted keys lie at known distances
+      if (p_.D == 64) return score_floats<64>(rows, n);
+      if (p_.D == 128) return score_floats<128>(rows, n);
+    }
+    score_floats<0>(rows, n);
+  }
+
+  // D is the head dimension, or 0 where it is known late.
+  template <int D>
+  void score_floats(const T* const* rows, int n) {
+    const int d = D ? D : p_.D, d4 = D ? D : dim4_;
     for (int j = 0; j < n; j += kKeyBlock) {
       const float* k[kKeyBlock];
-      for (int i = 0; i < kKeyBlock; ++i)
-        k[i] = as_floats(rows[j + i], p_.D, dim4_, x_.keys + i * dim4_);
+      for (int i = 0; i < kKeyBlock; ++i) k[i] = as_floats(rows[j + i], d, d4, x_.keys + i * d4);
       in_blocks<kGroupBlock>((t_.live + Vec::groups - 1) / Vec::groups, [&](int i, auto count) {
         const int r = i * Vec::groups;
-        dots_block<decltype(count)::value>(x_.q + r * dim4_, dim4_, k, x_.s + r * kTile + j, kTile,
-                                           ahead_);
+        dots_block<decltype(count)::value, D>(x_.q + r * d4, d4, k, x_.s + r * kTile + j, kTile,
+                                              ahead_);
       });
     }
   }

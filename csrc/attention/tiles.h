@@ -92,24 +92,28 @@ inline int query_at(int r, int c, int d4) {
 }
 
 // out[r * stride + j] = q_r . k_j for N * Vec::groups rows and J (a multiple of 4) keys of d4
-// floats.
-template <int N, int J>
+// floats; D is d4, or 0 where it is known late.
+template <int N, int J, int D>
 inline void dots(const float* q, int d4, const float* const* k, float* out, int stride,
                  Ahead& ahead) {
+  constexpr int kRun = D ? 32 : 4, kCalls = D > 32 ? D / 32 : J;  // dimensions between two calls
   Vec acc[N][J];
   for (int i = 0; i < N; ++i)
     for (int j = 0; j < J; ++j) acc[i][j] = zero();
-  const int step = d4 / 4 * Vec::width;
-  for (int c = 0, due = 0; c < d4; c += 4, q += Vec::width) {
+  const int all = D ? D : d4, step = all / 4 * Vec::width;
+  for (int c = 0, due = 0; c < all; c += kRun) {
     if (c >= due) {
-      ahead.call(1);
-      due += d4 / J;
+      ahead.call((J + kCalls - 1) / kCalls);
+      due += all / kCalls;
     }
-    Vec x[J];
-    for (int j = 0; j < J; ++j) x[j] = repeat4(k[j] + c);
-    for (int i = 0; i < N; ++i) {
-      const Vec y = load(q + i * step);
-      for (int j = 0; j < J; ++j) acc[i][j] = fma(y, x[j], acc[i][j]);
+#pragma GCC unroll 8
+    for (int from = 0; from < kRun; from += 4, q += Vec::width) {
+      Vec x[J];
+      for (int j = 0; j < J; ++j) x[j] = repeat4(k[j] + c + from);
+      for (int i = 0; i < N; ++i) {
+        const Vec y = load(q + i * step);
+        for (int j = 0; j < J; ++j) acc[i][j] = fma(y, x[j], acc[i][j]);
+      }
     }
   }
   for (int i = 0; i < N; ++i)
@@ -120,13 +124,19 @@ inline void dots(const float* q, int d4, const float* const* k, float* out, int 
 
 // The same for kKeyBlock keys, as many at a time as keep enough sums in flight within the
 // registers.
-template <int N>
+template <int N, int D>
 inline void dots_block(const float* q, int d4, const float* const* k, float* out, int stride,
                        Ahead& ahead) {
   constexpr int J = N * 2 <= kGroupBlock ? 8 : 4;
-  for (int j = 0; j < kKeyBlock; j += J) dots<N, J>(q, d4, k + j, out + j, stride, ahead);
+  for (int j = 0; j < kKeyBlock; j += J) dots<N, J, D>(q, d4, k + j, out + j, stride, ahead);
 }
 
+// Where dimension c of a key of d stands among the floats that as_floats() makes of it: a shift and
+// a mask tell the even dimensions of bf16 from the odd ones.
+template <class T>
+inline int float_at(int c, int) {
+  return c;
+}
 // A key as d4 floats: itself where it is that already, else converted into `room`.
 inline const float* as_floats(const float* k, int d, int d4, float* room) {
   if (d == d4) return k;
@@ -134,14 +144,61 @@ inline const float* as_floats(const float* k, int d, int d4, float* room) {
   return room;
 }
 template <class T>
-inline const float* as_floats(const T* k, int d, int d4, float* room) {
-  int c = 0;
+inline const float* floats_from(const T* k, int c, int d, int d4, float* room) {
   for (; c + Vec::width <= d; c += Vec::width) store(room + c, load(k + c));
   for (; c < d4; ++c) room[c] = c < d ? to_float(k[c]) : 0;
   return room;
 }
+template <class T>
+inline const float* as_floats(const T* k, int d, int d4, float* room) {
+  return floats_from(k, 0, d, d4, room);
+}
+#if defined(__AVX2__)
+template <>
+inline int float_at<bf16>(int c, int d) {
+  constexpr int pair = 2 * Vec::width;
+  return c < d / pair * pair ? c / pair * pair + c % 2 * Vec::width + c % pair / 2 : c;
+}
+inline const float* as_floats(const bf16* k, int d, int d4, float* room) {
+  int c = 0;
+  for (Vec even, odd; c + 2 * Vec::width <= d; c += 2 * Vec::width) {
+    load_even_odd(k + c, &even, &odd);
+    store(room + c, even);
+    store(room + c + Vec::width, odd);
+  }
+  return floats_from(k, c, d, d4, room);
+}
+#endif
 
 // ---- Values.
+
+// C vectors of a row, in an order of the type's own, which in_order() undoes for what was summed
+// in it: bf16 in even and odd columns, which a shift and a mask tell apart.
+template <int C, class T>
+inline void load_columns(const T* v, Vec (&x)[C]) {
+  for (int i = 0; i < C; ++i) x[i] = load(v + i * Vec::width);
+}
+template <class T, int C>
+inline void in_order(Vec (&)[C]) {}
+#if defined(__AVX2__)
+template <int C>
+inline void load_columns(const bf16* v, Vec (&x)[C]) {
+  if constexpr (C == 1) {
+    x[0] = load(v);
+  } else {
+    for (int i = 0; i < C; i += 2) load_even_odd(v + i * Vec::width, &x[i], &x[i + 1]);
+  }
+}
+template <>
+inline void in_order<bf16, 2>(Vec (&x)[2]) {
+  interleave(&x[0], &x[1]);
+}
+template <>
+inline void in_order<bf16, 4>(Vec (&x)[4]) {
+  interleave(&x[0], &x[1]);
+  interleave(&x[2], &x[3]);
+}
+#endif
 
 // out[r * os + c..] = out * keep[r] + sum_j p[r * ps + j] v_j for R rows, C vectors of columns, n
 // keys.
@@ -151,20 +208,26 @@ inline void weighted(const float* p, int ps, const T* const* v, int n, int c, in
   Vec acc[R][C];
   for (int r = 0; r < R; ++r)
     for (int i = 0; i < C; ++i) acc[r][i] = zero();
-  for (int j = 0; j < n; ++j) {
-    if (c == 0) ahead.call(1);
-    Vec y[R];
-    for (int r = 0; r < R; ++r) y[r] = splat(p[r * ps + j]);
-    for (int i = 0; i < C; ++i) {
-      const Vec x = Tail ? load_first(v[j] + c, tail) : load(v[j] + c + i * Vec::width);
-      for (int r = 0; r < R; ++r) acc[r][i] = fma(y[r], x, acc[r][i]);
+  for (int j = 0; j < n;) {
+    if (c == 0) ahead.call(4);
+    for (const int end = n - j < 4 ? n : j + 4; j < end; ++j) {
+      Vec y[R], x[C];
+      for (int r = 0; r < R; ++r) y[r] = splat(p[r * ps + j]);
+      if constexpr (Tail)
+        x[0] = load_first(v[j] + c, tail);
+      else
+        load_columns(v[j] + c, x);
+      for (int i = 0; i < C; ++i)
+        for (int r = 0; r < R; ++r) acc[r][i] = fma(y[r], x[i], acc[r][i]);
     }
   }
-  for (int r = 0; r < R; ++r)
+  for (int r = 0; r < R; ++r) {
+    in_order<T>(acc[r]);
     for (int i = 0; i < C; ++i) {
       float* o = out + r * os + c + i * Vec::width;
       store(o, fma(load(o), splat(keep[r]), acc[r][i]));
     }
+  }
 }
 
 #if defined(__AVX512F__)

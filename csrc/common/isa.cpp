@@ -43,7 +43,8 @@ static Isa detect() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq");
-  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  const bool bf16 =
+      avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
   have = bf16 && has_tiles() ? 4 : bf16 ? 3 : avx512 ? 2 : avx2 ? 1 : 0;
 #endif
   if (const char* want = std::getenv("TOKOPS_CPU_ISA"))

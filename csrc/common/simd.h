@@ -74,6 +74,18 @@ inline Vec load(const bf16* p) {
 inline Vec load(const f16* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
+// The even and the odd of 32 columns, and their order again.
+inline void load_even_odd(const bf16* p, Vec* even, Vec* odd) {
+  const __m512i x = _mm512_loadu_si512(p);
+  even->v = _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+  odd->v = _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(int(0xffff0000))));
+}
+inline void interleave(Vec* a, Vec* b) {
+  const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512 even = a->v, odd = b->v;
+  a->v = _mm512_permutex2var_ps(even, low, odd);
+  b->v = _mm512_permutex2var_ps(even, _mm512_add_epi32(low, _mm512_set1_epi32(8)), odd);
+}
 inline void store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
 inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -138,6 +150,17 @@ inline Vec load(const bf16* p) {
 }
 inline Vec load(const f16* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+// The even and the odd of 16 columns, and their order again.
+inline void load_even_odd(const bf16* p, Vec* even, Vec* odd) {
+  const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  even->v = _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
+  odd->v = _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(int(0xffff0000))));
+}
+inline void interleave(Vec* a, Vec* b) {
+  const __m256 low = _mm256_unpacklo_ps(a->v, b->v), high = _mm256_unpackhi_ps(a->v, b->v);
+  a->v = _mm256_permute2f128_ps(low, high, 0x20);
+  b->v = _mm256_permute2f128_ps(low, high, 0x31);
 }
 inline void store(float* p, Vec a) { _mm256_storeu_ps(p, a.v); }
 inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
