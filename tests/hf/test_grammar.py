@@ -74,6 +74,23 @@ def test_a_grammar_for_each_row(model, vocab, prompts):
             assert grammars[i].matcher().bytes_taken(text) == len(text)
 
 
+@pytest.mark.parametrize("further", ["other", "answered"])
+def test_a_second_generation_begins_anew(model, vocab, further):
+    """With another prompt, or with the first text and a second turn behind it, as in a conversation."""
+    grammar = G.compile_regex("[ab]{3,8}", vocab)
+    processor = G.GrammarProcessor(grammar)
+
+    def texts_after(prompt):
+        ids = torch.tensor([prompt])
+        how = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 10, "do_sample": False}
+        return model.generate(ids, logits_processor=[processor], **how)[0].tolist()
+
+    first = texts_after([5, 6, 7])
+    prompt = [8, 9, 10, 11, 12, 13] if further == "other" else [*first, 8, 9, 10]
+    text = texts_after(prompt)[len(prompt) :]
+    assert grammar.accepts(b"".join(vocab.token(t) for t in text if t != EOS))
+
+
 @pytest.mark.parametrize("draft", ["prompt_lookup", "early_exit"])
 def test_speculation_gives_the_same_tokens(model, vocab, prompts, draft):
     """Masks of draft trees: greedy decoding under a grammar does not change with what is drafted."""

@@ -19,6 +19,9 @@ _KEPT = 64
 class GrammarProcessor(RowProcessor):
     """Masks what a grammar does not allow next. Texts begin where the processor is first called: at the prompt's end.
 
+    A call in which no row continues a text that was seen begins a new generation, with new prompts. Say :meth:`reset`
+    before a prompt that is an earlier text and one token more.
+
     Works with batches, beams, sampling and draft trees: a row is told by its tokens, and matchers are carried from one
     text to another that shares its beginning. A row whose text the grammar does not allow (a rejected draft, a token
     that another processor forced) may only end.
@@ -55,19 +58,15 @@ class GrammarProcessor(RowProcessor):
         rows = input_ids.tolist()
         state = self._state
         state.rows = max(state.rows, count)
-        if state.prompt is None or input_ids.shape[1] < state.prompt:
-            state.prompt, state.texts = input_ids.shape[1], {}
         batch = len(self.grammars)
         if batch > 1 and self.rows is None and count % batch:
             raise ValueError(f"GrammarProcessor: {count} rows for {batch} grammars")
+        grammars = [self.grammars[self.row(i, count, batch) if batch > 1 else 0] for i in range(count)]
+        if not state.continues(grammars, rows):
+            state.prompt, state.texts = input_ids.shape[1], {}
         matchers, dead = [], []
-        for i, ids in enumerate(rows):
-            grammar = self.grammars[self.row(i, count, batch)] if batch > 1 else self.grammars[0]
-            matcher = (
-                None
-                if grammar is None
-                else state.matcher(grammar, tuple(ids[: state.prompt]), ids[state.prompt :])
-            )
+        for grammar, ids in zip(grammars, rows, strict=True):
+            matcher = None if grammar is None else state.matcher(grammar, ids)
             dead.append(grammar is not None and matcher is None)
             matchers.append(matcher)
         mask = self.vocabulary.masks(count)
@@ -99,23 +98,39 @@ class _State:
         self.rows = 1
         self.texts: dict[tuple, tuple] = {}
 
-    def matcher(self, grammar: Grammar, prompt: tuple, text: list[int]):
-        """The matcher of a text, or None where the grammar does not allow it."""
-        key = (id(grammar), hash(prompt), tuple(text))
+    def continues(self, grammars: Sequence[Grammar | None], rows: list[list[int]]) -> bool:
+        """Whether some row is a text that was seen, or one and a token more; rows without a grammar tell nothing.
+
+        Rows as long as the prompts are further prompts, of this batch or of one that its texts do not tell apart.
+        """
+        if self.prompt is None or len(rows[0]) <= self.prompt:
+            return self.prompt is not None and len(rows[0]) == self.prompt
+        told = [(g, ids) for g, ids in zip(grammars, rows, strict=True) if g is not None]
+        return not told or any(
+            _key(grammar, ids, self.prompt, len(ids) - back) in self.texts
+            for grammar, ids in told
+            for back in range(2)
+        )
+
+    def matcher(self, grammar: Grammar, ids: list[int]):
+        """The matcher of a row's text, or None where the grammar does not allow it."""
+        prompt = self.prompt or 0
+        key = _key(grammar, ids, prompt, len(ids))
         known = self.texts.get(key)
         if known is not None:
             return known[0]
         matcher: Any = None
-        for back in range(1, len(text) + 1):  # the longest beginning that was seen
-            earlier = self.texts.get((id(grammar), hash(prompt), tuple(text[: len(text) - back])))
+        rest: list[int] = ids[prompt:]
+        for end in range(len(ids) - 1, prompt - 1, -1):  # the longest beginning that was seen
+            earlier = self.texts.get(_key(grammar, ids, prompt, end))
             if earlier is not None:
                 matcher = earlier[0]
                 matcher = None if matcher is None else matcher.fork()
-                text = text[len(text) - back :]
+                rest = ids[end:]
                 break
         else:
             matcher = grammar.matcher()
-        for token in text if matcher is not None else ():
+        for token in rest if matcher is not None else ():
             if matcher.is_done():  # what follows the end is padding
                 break
             if not matcher.accept(token):
@@ -125,3 +140,8 @@ class _State:
         while len(self.texts) > max(_KEPT, 4 * self.rows):
             self.texts.pop(next(iter(self.texts)))
         return matcher
+
+
+def _key(grammar: Grammar, ids: list[int], prompt: int, end: int) -> tuple:
+    """What the text behind a prompt is kept under, up to position ``end`` of the row."""
+    return (id(grammar), hash(tuple(ids[:prompt])), tuple(ids[prompt:end]))

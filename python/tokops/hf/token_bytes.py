@@ -37,21 +37,42 @@ def _find(tokenizer) -> list[bytes]:
     added = {i: token.content for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items()}
     names = tokenizer.convert_ids_to_tokens(list(range(size)))
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    decoder = "" if backend is None else json.dumps(json.loads(backend.to_str())["decoder"])
+    steps = [] if backend is None else _steps(json.loads(backend.to_str())["decoder"])
+    byte_level = any(step["type"] == "ByteLevel" for step in steps)
+    fallback = any(step["type"] == "ByteFallback" for step in steps)
+    blank = next(filter(None, map(_blank, steps)), None)
     found = []
     for i, name in enumerate(names):
         if i in special or name is None:
             found.append(b"")
         elif i in added:
             found.append(added[i].encode())
-        elif '"ByteLevel"' in decoder:
+        elif byte_level:
             found.append(b"".join(_LETTERS.get(c, c.encode()) for c in name))
-        elif "▁" in decoder:
-            byte = _BYTE.fullmatch(name) if "ByteFallback" in decoder else None
-            found.append(bytes([int(byte[1], 16)]) if byte else name.replace("▁", " ").encode())
+        elif blank:
+            byte = _BYTE.fullmatch(name) if fallback else None
+            found.append(bytes([int(byte[1], 16)]) if byte else name.replace(blank, " ").encode())
         else:
             found.append(tokenizer.decode([i], clean_up_tokenization_spaces=False).encode())
     return found
+
+
+def _steps(decoder: dict | None) -> list[dict]:
+    """The steps of a decoder, those of a sequence one by one."""
+    if decoder is None:
+        return []
+    if decoder["type"] == "Sequence":
+        return [step for part in decoder["decoders"] for step in _steps(part)]
+    return [decoder]
+
+
+def _blank(step: dict) -> str | None:
+    """What stands for a space in tokens, if a step of a decoder says so."""
+    if step["type"] == "Metaspace":
+        return step["replacement"]
+    if step["type"] == "Replace" and step["content"] == " ":
+        return step["pattern"].get("String")
+    return None
 
 
 def _letters() -> dict[str, bytes]:
