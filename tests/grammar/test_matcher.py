@@ -1,7 +1,9 @@
 """Matchers against themselves: a mask is what accept says, token by token; and what they refuse."""
 
+import itertools
 import json
 import random
+import time
 
 import numpy as np
 import pytest
@@ -275,6 +277,86 @@ def test_refusals(vocab):
             G.Vocabulary(tokens, eos, width=width)
     with pytest.raises(TypeError, match="bytes"):
         G.Vocabulary(["a", b""], [1])
+
+
+def test_an_error_leaves_a_matcher_as_it_was():
+    """Of a token that does not exist, and of a text that can be read in too many ways."""
+    vocab = byte_vocabulary()
+    m = G.compile_regex("a{3}", vocab).matcher()
+    assert m.accept(ord("a"))
+    for tokens in ([ord("a"), vocab.width], [ord("a"), -2]):
+        with pytest.raises(IndexError):
+            m.fill_tree([-1, 0], tokens, vocab.masks(2))
+        assert (m.text, m.accepted) == (b"a", 1)
+    many = 4500
+    rules = [f'a{i} ::= "x" b{i}\nb{i} ::= "(" b{i} ")" | "y{i}"' for i in range(many)]
+    ways = " | ".join(f"a{i}" for i in range(many))
+    m = G.compile_ebnf(f"root ::= {ways}\n" + "\n".join(rules), vocab).matcher()
+    for call in (lambda: m.accept(ord("x")), lambda: m.accept_bytes(b"x("), m.jump_forward):
+        with pytest.raises(G.BudgetError, match="ways"):
+            call()
+        assert (m.text, m.accepted) == (b"", 0)
+    assert not m.accept(ord("("))
+
+
+def test_a_padded_draft_tree():
+    """A node with token -1 is none: nothing may follow it."""
+    vocab = byte_vocabulary()
+    m = G.compile_regex("a{3}", vocab).matcher()
+    rows = vocab.masks(4)
+    m.fill_tree([-1, 0, -1, 2], [ord("a"), -1, -1, ord("a")], rows)
+    assert [bool(row.any()) for row in rows] == [True, False, False, False]
+    assert (m.text, m.accepted) == (b"", 0)
+
+
+@pytest.mark.parametrize(
+    ("rules", "item", "end"),
+    [
+        ('root ::= a\na ::= "x" b | "z" b | c\nb ::= "y" a | c "v"\nc ::= "(" c ")" | "k"', b"xy", b"k"),
+        ('root ::= [a-z] tail\ntail ::= "," root | "!" root | ""', b"a,", b"a"),
+        ('root ::= root "," [a-z] | [a-z]', b"", b"a" + b",a" * 10000),
+        ('root ::= "(" root ")" | "k"', b"", b"(" * 30000 + b"k" + b")" * 30000),
+    ],
+)
+def test_long_texts_of_recursive_rules(rules, item, end):
+    """A list costs by its length however it is written, and depth is not the stack's."""
+    m = G.compile_ebnf(rules, byte_vocabulary()).matcher()
+    begin = time.process_time()
+    assert m.accept_bytes(item * 40000 + end)
+    assert m.is_complete()
+    assert time.process_time() - begin < 10
+    m.rollback(1)
+    assert m.accept_bytes(item * 3 + end)
+
+
+def test_a_unique_item_as_deep_as_it_likes():
+    m = G.compile_json_schema({"type": "array", "uniqueItems": True}, byte_vocabulary()).matcher()
+    item = b"[" * 30000 + b"]" * 30000
+    assert m.accept_bytes(b"[" + item + b"," + item[1:-1] + b"]")
+    assert not m.fork().accept_bytes(b"," + item)
+    m.rollback(1)
+    assert m.accept_bytes(b"[" + item)
+    assert not m.accept_bytes(b"," + item + b"]")
+
+
+def test_a_grammar_takes_nothing_from_the_others():
+    """A pattern with 2^22 states needs more languages than it may have; those compiled before go on."""
+    tokens = ["".join(x).encode() for n in range(1, 11) for x in itertools.product("ab", repeat=n)]
+    vocab = G.Vocabulary([*tokens, b'"', b"c", b""], eos_ids=[len(tokens) + 2])
+    other = G.compile_json_schema({"type": "string", "pattern": "^[abc]{3}c"}, vocab)
+    m = G.compile_json_schema({"type": "string", "pattern": "^(a|b)*a(a|b){22}$"}, vocab).matcher()
+    m.accept(len(tokens))
+    r, mask = random.Random(0), vocab.masks(1)
+
+    def decode():
+        for _ in range(3000):
+            m.fill(mask)
+            m.accept(r.randrange(len(tokens)))
+
+    with pytest.raises(G.BudgetError, match="languages need more"):
+        decode()
+    assert other.accepts('"abac"')
+    assert not other.accepts('"abab"')
 
 
 @pytest.mark.parametrize(

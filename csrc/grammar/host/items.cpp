@@ -182,8 +182,10 @@ bool Completions::object_goes_on(const ObjectShape& s, const ObjectSoFar& o, int
   const bool all = low == 0 && high == int32_t(s.names.size());
   if (all && takes_other_key(s, o.count, o.missing) && visit(nullptr)) return true;
   for (int32_t k = low; k < high; ++k)
-    if (with_name(s, o, k, visit,
-                  [&](const ObjectSoFar& next) { return more_names(s, next, 0, visit); }))
+    if (with_name(s, o, k, visit, [&](ObjectSoFar next) {
+          if (next.ordered) next.order = s.names[size_t(k)].order;
+          return more_names(s, next, 0, visit);
+        }))
       return true;
   return false;
 }

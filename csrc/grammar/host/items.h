@@ -42,7 +42,8 @@ struct ObjectSoFar {
   std::vector<uint8_t> seen;  // by name
   int32_t count = 0, missing = 0;
   uint32_t served = 0;
-  int32_t order = -1;  // names of a lower order don't come any more
+  bool ordered = false;  // members come in the order of the schema:
+  int32_t order = -1;    // names of a lower order don't come any more
 };
 
 struct ArraySoFar {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <new>
+#include <utility>
 
 #ifdef __unix__
 #include <sys/mman.h>
@@ -14,6 +15,8 @@ namespace tokops::grammar {
 namespace {
 
 constexpr int kMaxDepth = 2000;
+
+thread_local Langs::Account* account_of_thread = nullptr;
 
 // Zeroed memory of which only the pages that are touched are taken.
 template <class T>
@@ -64,11 +67,19 @@ Langs::Impl::~Impl() {
   release(langs.facts_, capacity);
 }
 
+Langs::Charged::Charged(Account& a) : before_(std::exchange(account_of_thread, &a)) {}
+Langs::Charged::~Charged() { account_of_thread = before_; }
+
 void Langs::Impl::charge(size_t bytes) {
-  if (held + bytes > max_bytes)
+  Account* account = account_of_thread;
+  const auto most = [](size_t n) {
     throw BudgetError("max_bytes", "",
-                      "the languages need more than " + std::to_string(max_bytes) + " bytes");
+                      "the languages need more than " + std::to_string(n) + " bytes");
+  };
+  if (held + bytes > max_bytes) most(max_bytes);
+  if (account && account->used + bytes > account->most) most(account->most);
   held += bytes;
+  if (account) account->used += bytes;
 }
 
 void* Langs::Impl::allocate(size_t bytes, size_t align) {

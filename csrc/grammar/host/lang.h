@@ -130,6 +130,22 @@ class Langs {
   size_t memory() const;         // bytes held
   void set_fuel(int64_t steps);  // of one question
 
+  // What one of those who share the table adds to it, so that none takes all there is.
+  struct Account {
+    size_t used = 0, most = size_t(48) << 20;
+  };
+  // As long as it lives, what this thread adds is charged to an account. Throws BudgetError where
+  // that is overdrawn.
+  class Charged {
+   public:
+    explicit Charged(Account&);
+    ~Charged();
+    Charged(const Charged&) = delete;
+
+   private:
+    Account* before_;
+  };
+
   // What fewest_chars has found.
   struct Chars {
     std::mutex lock;

@@ -207,6 +207,4 @@ bool MaskFiller::quick_bytes(ByteSet& s) const {
   return known;
 }
 
-void Matcher::fill(uint32_t* mask) { MaskFiller(*this, mask).run(); }
-
 }  // namespace tokops::grammar

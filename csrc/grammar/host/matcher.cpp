@@ -84,14 +84,20 @@ uint32_t Matcher::add_frame(const Frame& f) {
 bool Matcher::push(uint8_t b) {
   const uint32_t first = marks_.back().configs, last = uint32_t(configs_.size());
   marks_.push_back(mark());
-  bytes_.push_back(char(b));
-  entered_.clear();
-  for (uint32_t i = first; i < last; ++i) {
-    const Config c = configs_[i];
-    advance(c, b);
+  try {
+    bytes_.push_back(char(b));
+    entered_.clear();
+    for (uint32_t i = first; i < last; ++i) {
+      const Config c = configs_[i];
+      advance(c, b);
+    }
+    if (!expected_.empty()) begin_expected();
+    if (grammar_->watched()) drop_repeated(last);
+  } catch (...) {
+    expected_.clear();
+    pop(1);
+    throw;
   }
-  if (!expected_.empty()) begin_expected();
-  if (grammar_->watched()) drop_repeated(last);
   if (configs_.size() > last) return true;
   pop(1);
   return false;

@@ -40,6 +40,7 @@ class Grammar {
 
   const std::shared_ptr<Vocabulary>& vocabulary() const { return vocabulary_; }
   Langs& langs() const { return lexemes_->langs(); }
+  Langs::Account& account() const { return account_; }  // what its matchers add to the languages
   Lexemes& lexemes() const { return *lexemes_; }
   bool has_rules() const { return !starts_.empty(); }
   const State& state(int32_t s) const { return states_[size_t(s)]; }
@@ -64,6 +65,7 @@ class Grammar {
   Lang space_language_ = kEmptyWord;
   bool all_space_ = true, schema_order_ = false, watched_ = false;
   std::vector<std::string> warnings_;
+  mutable Langs::Account account_;
 };
 
 enum class Phase : uint8_t {
@@ -111,7 +113,7 @@ struct Frame {
   int32_t count = 0;    // members or items so far
   int32_t missing = 0;  // kObject: required names to come; kSchema: state of the rule to go on with
   uint32_t served = 0;  // kObject: bits of `some`
-  int32_t order = -1;   // kObject: of the last name
+  int32_t order = -1;   // kObject: of the last name; kCall: see top_of
   uint32_t words = 0;   // kObject: seen names; kArray: counts
   uint32_t list = 0;  // kObject: other keys, kArray: items (unique), kCall: edges, kJoin: frames; 1
                       // + index, 0: none
@@ -157,15 +159,16 @@ class Matcher {
   const Frame& frame(uint32_t f) const { return frames_[f]; }
 
  private:
+  class Trial;
   friend class MaskFiller;
   friend class DeviceTables;
   struct Mark {
     uint32_t configs, frames, words, list, bytes;
   };
-  struct Listed {      // a list of what a frame has
-    uint32_t next;     // 1 + index, 0: none
-    uint32_t frame;    // kCall: the caller's frame; kJoin: one of the frames
-    int32_t state;     // kCall: where it goes on
+  struct Listed {    // a list of what a frame has
+    uint32_t next;   // 1 + index, 0: none
+    uint32_t frame;  // kCall: the caller's frame; kJoin: one of the frames
+    int32_t state;   // kCall: where it goes on; kArray: kReserved, of what only later items may be
     std::string text;  // a key, or an item in canonical form
   };
   struct Accepted {
@@ -203,6 +206,9 @@ class Matcher {
   std::optional<std::vector<std::string>> scalar_values(const Config&, std::string_view text);
   std::vector<std::string> items_like(const Frame& array, std::string_view text) const;
   bool fresh(const Config&, uint32_t array);
+  uint32_t without_reserved(uint32_t list) const;
+  bool reserve(const Frame& array, uint32_t* list);
+  void reserve_counted(Frame& array, Goal);
   bool takes_many(const Frame&) const;
   bool some_takes_many(const Config&, const std::vector<uint32_t>& path) const;
   bool watches(uint32_t frame, const std::vector<uint32_t>& path) const;
@@ -219,7 +225,9 @@ class Matcher {
   std::vector<std::pair<std::string, bool>> strings_like(const Config&);
   bool new_key(const Config&);
   void enter(int32_t state, uint32_t call);
+  void go_on(int32_t state, uint32_t call);
   void return_from(uint32_t call);
+  uint32_t top_of(uint32_t call);
   void start();
 
   std::shared_ptr<const Grammar> grammar_;
@@ -231,6 +239,7 @@ class Matcher {
   std::vector<Mark> marks_;  // one per byte since the start; back(): where the present state begins
   std::vector<Accepted> history_;
   std::vector<std::pair<int32_t, uint32_t>> entered_;  // at this byte: (state, call)
+  std::vector<std::pair<int32_t, uint32_t>> agenda_;   // of those, what is still to be looked at
   struct Expected {
     Goal goal;
     uint32_t frame;
@@ -243,7 +252,7 @@ class Matcher {
 };
 
 // Masks of draft trees: parents[i] < i or -1, tokens[i] the token at node i; row i of `mask` is
-// what may follow node i (all clear where the node itself isn't allowed).
+// what may follow node i (all clear where the node itself isn't allowed, or its token is -1).
 void fill_tree(Matcher&, const int32_t* parents, const int32_t* tokens, int32_t n, uint32_t* mask);
 
 }  // namespace tokops::grammar

@@ -18,8 +18,11 @@ bool Matcher::members_can_end(const Frame& f, const ObjectShape& s, int32_t name
   const uint32_t open = ((1u << s.some) - 1) & ~served;
   if (count > s.most) return false;
   if (open == 0 && s.most == kUnbounded && (s.open || s.fewest <= count + missing)) return true;
+  const int32_t order = !grammar_->schema_order() ? -1
+                        : name >= 0               ? s.names[size_t(name)].order
+                                                  : INT32_MAX;
   const auto unseen = [&](int32_t k) {
-    return k != name && s.names[size_t(k)].allowed &&
+    return k != name && s.names[size_t(k)].allowed && s.names[size_t(k)].order >= order &&
            !(words_[f.words + size_t(k >> 6)] >> (k & 63) & 1);
   };
   int32_t extra = 0;

@@ -4,6 +4,15 @@
 namespace tokops::grammar {
 
 void Matcher::enter(int32_t state, uint32_t call) {
+  agenda_.assign(1, {state, call});
+  while (!agenda_.empty()) {
+    const auto [s, c] = agenda_.back();
+    agenda_.pop_back();
+    go_on(s, c);
+  }
+}
+
+void Matcher::go_on(int32_t state, uint32_t call) {
   for (const auto& [s, c] : entered_)
     if (s == state && c == call) return;
   entered_.emplace_back(state, call);
@@ -19,7 +28,7 @@ void Matcher::enter(int32_t state, uint32_t call) {
           c.frame = call;
           add(c);
         }
-        if (grammar_->langs().accepts(e.symbol.id)) enter(e.next, call);
+        if (grammar_->langs().accepts(e.symbol.id)) agenda_.emplace_back(e.next, call);
         break;
       }
       case Symbol::kSchema: {
@@ -60,9 +69,9 @@ void Matcher::enter(int32_t state, uint32_t call) {
         list_.push_back({frames_[node].list, call, e.next, ""});
         frames_[node].list = uint32_t(list_.size());
         if (!known)
-          enter(grammar_->start_of(e.symbol.id), node);
+          agenda_.emplace_back(grammar_->start_of(e.symbol.id), node);
         else if (frames_[node].returned)
-          enter(e.next, call);
+          agenda_.emplace_back(e.next, call);
         break;
       }
     }
@@ -70,8 +79,39 @@ void Matcher::enter(int32_t state, uint32_t call) {
   if (st.ends) return_from(call);
 }
 
+// The call whose end is the end of this one: callers that do nothing further are passed over, or
+// the end of a list that is written right-recursive would end everything before it, at every byte.
+uint32_t Matcher::top_of(uint32_t call) {
+  const auto only_ends = [&](uint32_t f) -> int64_t {  // its caller
+    // Where a rule begins at this byte, callers may still come.
+    if (frames_[f].start == int32_t(bytes_.size()) || !frames_[f].list) return -1;
+    const Listed& caller = list_[frames_[f].list - 1];
+    if (caller.next || caller.state < 0) return -1;
+    const Grammar::State& st = grammar_->state(caller.state);
+    return st.ends && st.edges.empty() ? int64_t(caller.frame) : -1;
+  };
+  uint32_t top = call;
+  while (true) {
+    if (frames_[top].order >= 0) {
+      top = uint32_t(frames_[top].order);
+      break;
+    }
+    const int64_t next = only_ends(top);
+    if (next < 0) break;
+    top = uint32_t(next);
+  }
+  // Callers began before this byte, or at it, where they may still be popped with it.
+  for (uint32_t f = call; f != top && frames_[f].order < 0;) {
+    const auto next = uint32_t(only_ends(f));
+    if (frames_[top].start < int32_t(bytes_.size())) frames_[f].order = int32_t(top);
+    f = next;
+  }
+  return top;
+}
+
 void Matcher::return_from(uint32_t call) {
   if (frames_[call].start == int32_t(bytes_.size())) frames_[call].returned = true;
+  call = top_of(call);
   for (uint32_t i = frames_[call].list; i; i = list_[i - 1].next) {
     const int32_t state = list_[i - 1].state;
     if (state < 0) {
@@ -79,7 +119,7 @@ void Matcher::return_from(uint32_t call) {
       c.phase = Phase::kDone;
       add(c);
     } else {
-      enter(state, list_[i - 1].frame);
+      agenda_.emplace_back(state, list_[i - 1].frame);
     }
   }
 }

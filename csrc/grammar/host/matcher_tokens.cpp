@@ -1,6 +1,7 @@
 // Tokens: accept, rollback, what must and may come next, masks of draft trees.
 #include <cstring>
 
+#include "mask_filler.h"
 #include "matcher.h"
 
 namespace tokops::grammar {
@@ -10,6 +11,22 @@ bool Matcher::complete() const {
     if (c->phase == Phase::kDone) return true;
   return false;
 }
+
+// Takes back, at the end, the bytes since it was made that nobody kept.
+class Matcher::Trial {
+ public:
+  explicit Trial(Matcher& m) : m_(m), depth_(m.marks_.size()), charged_(m.grammar_->account()) {}
+  ~Trial() {
+    if (!kept_) m_.pop(m_.marks_.size() - depth_);
+  }
+  void keep() { kept_ = true; }
+
+ private:
+  Matcher& m_;
+  size_t depth_;
+  Langs::Charged charged_;
+  bool kept_ = false;
+};
 
 bool Matcher::accept(int32_t token) {
   const Vocabulary& v = *grammar_->vocabulary();
@@ -25,15 +42,11 @@ bool Matcher::accept(int32_t token) {
     return true;
   }
   if (token >= v.size() || v.token(token).empty()) return false;
-  size_t n = 0;
-  for (const char b : v.token(token)) {
-    if (!push(uint8_t(b))) {
-      pop(n);
-      return false;
-    }
-    ++n;
-  }
+  Trial trial(*this);
+  for (const char b : v.token(token))
+    if (!push(uint8_t(b))) return false;
   history_.push_back({before, false});
+  trial.keep();
   return true;
 }
 
@@ -45,6 +58,7 @@ bool Matcher::allows(int32_t token) {
 
 bool Matcher::accept_bytes(std::string_view text, size_t* taken) {
   const uint32_t before = uint32_t(marks_.size());
+  Trial trial(*this);
   size_t n = 0;
   if (!done_)
     for (const char b : text) {
@@ -52,11 +66,9 @@ bool Matcher::accept_bytes(std::string_view text, size_t* taken) {
       ++n;
     }
   if (taken) *taken = n;
-  if (n < text.size() || done_) {
-    pop(n);
-    return false;
-  }
+  if (n < text.size() || done_) return false;
   history_.push_back({before, false});
+  trial.keep();
   return true;
 }
 
@@ -72,6 +84,7 @@ void Matcher::rollback(int32_t tokens) {
 }
 
 std::string Matcher::allowed_bytes() {
+  const Trial trial(*this);
   std::string out;
   for (int b = 0; b < 256; ++b)
     if (push(uint8_t(b))) {
@@ -82,6 +95,7 @@ std::string Matcher::allowed_bytes() {
 }
 
 std::string Matcher::jump_forward() {
+  const Trial trial(*this);
   std::string out;
   while (out.size() < 4096 && !done_ && !complete()) {
     // Spelling a character as an escape is no choice of text.
@@ -112,7 +126,6 @@ std::string Matcher::jump_forward() {
     push(uint8_t(only));
     out.push_back(char(only));
   }
-  pop(out.size());
   return out;
 }
 
@@ -206,27 +219,44 @@ std::string Matcher::expected() {
   return out;
 }
 
+void Matcher::fill(uint32_t* mask) {
+  const bool unknown = unknown_item_;
+  const int64_t unchecked = unchecked_;
+  const Trial trial(*this);
+  try {
+    MaskFiller(*this, mask).run();
+  } catch (...) {
+    unknown_item_ = unknown;
+    unchecked_ = unchecked;
+    throw;
+  }
+}
+
 void fill_tree(Matcher& m, const int32_t* parents, const int32_t* tokens, int32_t n,
                uint32_t* mask) {
   const int32_t words = m.grammar().vocabulary()->words();
-  std::vector<int32_t> path;  // nodes that are accepted now
+  struct Path {  // nodes that are accepted now
+    Matcher& m;
+    std::vector<int32_t> nodes;
+    void back(size_t keep) {
+      m.rollback(int32_t(nodes.size() - keep));
+      nodes.resize(keep);
+    }
+    ~Path() { back(0); }
+  } path{m, {}};
   std::vector<bool> dead(size_t(n), false);
-  const auto back = [&](size_t keep) {
-    m.rollback(int32_t(path.size() - keep));
-    path.resize(keep);
-  };
   for (int32_t i = 0; i < n; ++i) {
     uint32_t* row = mask + size_t(i) * size_t(words);
     std::vector<int32_t> want;
     for (int32_t k = i; k >= 0; k = parents[k]) want.insert(want.begin(), k);
     size_t same = 0;
-    while (same < path.size() && same < want.size() && path[same] == want[same]) ++same;
-    back(same);
+    while (same < path.nodes.size() && same < want.size() && path.nodes[same] == want[same]) ++same;
+    path.back(same);
     bool ok = true;
     for (size_t k = same; k < want.size() && ok; ++k) {
-      ok = !dead[size_t(want[k])] && m.accept(tokens[want[k]]);
+      ok = !dead[size_t(want[k])] && tokens[want[k]] != -1 && m.accept(tokens[want[k]]);
       if (ok)
-        path.push_back(want[k]);
+        path.nodes.push_back(want[k]);
       else
         dead[size_t(i)] = true;
     }
@@ -235,7 +265,6 @@ void fill_tree(Matcher& m, const int32_t* parents, const int32_t* tokens, int32_
     else
       std::memset(row, 0, size_t(words) * 4);
   }
-  back(0);
 }
 
 }  // namespace tokops::grammar

@@ -129,7 +129,7 @@ void Matcher::end_value(uint32_t frame) {
       if (array_of(f).unique && !unknown_item_) {
         const std::string item = canonical_text(std::string_view(bytes_).substr(size_t(f.start)));
         if (listed(f, item)) return;
-        list_.push_back({f.list, 0, 0, item});
+        list_.push_back({without_reserved(f.list), 0, 0, item});
         Frame with = f;
         with.list = uint32_t(list_.size());
         frame = add_frame(with);
@@ -156,20 +156,14 @@ bool Matcher::array_closes(const Frame& f) const {
 }
 
 void Matcher::begin_item(uint32_t frame, int32_t b) {
-  const Frame f = frames_[frame];
+  Frame f = frames_[frame];
   const ArrayShape& s = array_of(f);
   if (f.count >= s.most) return;
+  if (s.unique && !reserve(f, &f.list)) return;
   const int32_t at = s.position(f.count);
   for (uint32_t sub = 0; sub < s.goals[size_t(at)].size(); ++sub) {
     const Goal g = s.goals[size_t(at)][sub];
     if (g < 0) continue;
-    if (s.unique && f.list) {
-      // Some item that isn't there yet.
-      const auto& few = grammar_->schema(f.schema).value(g).few;
-      if (few &&
-          std::all_of(few->begin(), few->end(), [&](const std::string& x) { return listed(f, x); }))
-        continue;
-    }
     uint32_t owner = frame;
     const bool endless =
         s.most == kUnbounded && f.count >= std::max<int32_t>(s.fewest, int32_t(s.goals.size()) - 1);
@@ -187,6 +181,13 @@ void Matcher::begin_item(uint32_t frame, int32_t b) {
         if (over || !s.viable[size_t(array_state(s, next.count, counts))]) continue;
         next.words = uint32_t(words_.size());
         for (size_t k = 0; k < s.counts.size(); ++k) words_.push_back(uint64_t(counts[k]));
+        if (s.unique) reserve_counted(next, g);
+      }
+      if (s.unique && next.list) {  // some item that isn't there yet
+        const auto& few = grammar_->schema(f.schema).value(g).few;
+        if (few && std::all_of(few->begin(), few->end(),
+                               [&](const std::string& x) { return listed(next, x); }))
+          continue;
       }
       owner = add_frame(next);
     }

@@ -8,10 +8,20 @@ namespace {
 
 std::string sized(const std::string& x) { return std::to_string(x.size()) + ":" + x; }
 
+bool blank(char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; }
+
+// An object or array whose end has not been read, as deep as a text goes.
+struct Open {
+  bool object;
+  std::map<std::string, std::string> members;
+  std::vector<std::string> items;
+  std::string key;
+};
+
 // Reads one value from `at` on.
 std::string canonical_value(std::string_view s, size_t& at) {
   const auto space = [&] {
-    while (at < s.size() && (s[at] == ' ' || s[at] == '\t' || s[at] == '\n' || s[at] == '\r')) ++at;
+    while (at < s.size() && blank(s[at])) ++at;
   };
   const auto string = [&] {
     const size_t first = ++at;
@@ -20,36 +30,45 @@ std::string canonical_value(std::string_view s, size_t& at) {
     ++at;
     return text;
   };
-  space();
-  if (at >= s.size()) return "";
-  if (s[at] == '"') return "\"" + string();
-  if (s[at] == '{' || s[at] == '[') {
-    const char open = s[at++];
-    std::map<std::string, std::string> members;
-    std::vector<std::string> items;
-    for (space(); at < s.size() && s[at] != '}' && s[at] != ']'; space()) {
-      if (s[at] == ',') {
-        ++at;
+  const auto scalar = [&]() -> std::string {
+    const size_t first = at;
+    while (at < s.size() && std::string_view(",]} \t\n\r").find(s[at]) == std::string_view::npos)
+      ++at;
+    const std::string_view x = s.substr(first, at - first);
+    if (x.empty()) return "";
+    return x[0] == '-' || (x[0] >= '0' && x[0] <= '9') ? Decimal::parse(x).text() : std::string(x);
+  };
+  std::vector<Open> open;
+  while (true) {
+    space();
+    std::string value;
+    if (!open.empty() && (at >= s.size() || s[at] == '}' || s[at] == ']')) {
+      ++at;
+      const Open& o = open.back();
+      value = o.object ? canonical_object(o.members) : canonical_array(o.items);
+      open.pop_back();
+    } else if (!open.empty() && s[at] == ',') {
+      ++at;
+      continue;
+    } else {
+      if (!open.empty() && open.back().object) {
+        open.back().key = string();
+        space();
+        ++at;  // :
+        space();
+      }
+      if (at < s.size() && (s[at] == '{' || s[at] == '[')) {
+        open.push_back({s[at++] == '{', {}, {}, ""});
         continue;
       }
-      if (open == '[') {
-        items.push_back(canonical_value(s, at));
-        continue;
-      }
-      const std::string key = string();
-      space();
-      ++at;  // :
-      members[key] = canonical_value(s, at);
+      value = at < s.size() && s[at] == '"' ? "\"" + string() : scalar();
     }
-    ++at;
-    return open == '{' ? canonical_object(members) : canonical_array(items);
+    if (open.empty()) return value;
+    if (open.back().object)
+      open.back().members[open.back().key] = std::move(value);
+    else
+      open.back().items.push_back(std::move(value));
   }
-  const size_t first = at;
-  while (at < s.size() && std::string_view(",]} \t\n\r").find(s[at]) == std::string_view::npos)
-    ++at;
-  const std::string_view scalar = s.substr(first, at - first);
-  return scalar[0] == '-' || (scalar[0] >= '0' && scalar[0] <= '9') ? Decimal::parse(scalar).text()
-                                                                    : std::string(scalar);
 }
 
 }  // namespace

@@ -63,10 +63,11 @@ class Lexemes {
   std::shared_ptr<Record> record(Lang, LexemeKind, bool counted, int32_t node,
                                  const ByteSet* follow = nullptr);
   size_t cached_bytes() const { return cached_; }
-  bool full() const { return langs_.memory() > kLanguageBytes / 3; }
+  bool full() const { return langs_.memory() > kSharedBytes; }
 
  private:
-  static constexpr size_t kLanguageBytes = size_t(96) << 20;
+  // Grammars share a table until it holds kSharedBytes; each may then add its own account.
+  static constexpr size_t kSharedBytes = size_t(32) << 20, kLanguageBytes = size_t(256) << 20;
   std::shared_ptr<Record> build(Lang, LexemeKind, bool counted, int32_t node,
                                 const ByteSet* follow);
   struct Key {
