@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("library")
     parser.add_argument("--seed", type=int, action="append", help="schedules, one after the other; default 0")
     parser.add_argument("--op", action="append", help="only these ops")
+    parser.add_argument("--part", type=int, nargs=2, default=(0, 1), help="of the cases: every nth from i on")
     parser.add_argument("--stop", action="store_true", help="end at the first case that fails")
     options = parser.parse_args()
 
@@ -51,7 +52,7 @@ def main() -> None:
     print(json.dumps({"kernels": found}), flush=True)
     failed = False
     for seed in options.seed or [0]:
-        for op, label, args, kwargs in every.CASES:
+        for op, label, args, kwargs in every.CASES[options.part[0] :: options.part[1]]:
             if op not in (options.op or found) or op not in found:
                 continue
             print(json.dumps({"begin": op, "label": label}), flush=True)

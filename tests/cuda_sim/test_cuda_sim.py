@@ -13,34 +13,43 @@ import sim_build
 from tokops._native import declared
 
 SEEDS = range(5)
+PARTS = 2  # of a suite, so that no core waits long for the last one
 
 
-def _suite(library: str, seed: int) -> dict:
-    """What suite.py printed under one schedule: kernels, errors by op and case, where it died."""
+def _suite(library: str, seed: int, part: int) -> tuple[list[dict], str | None]:
+    """What suite.py printed under one schedule, and its errors where it ended badly."""
     done = subprocess.run(
-        [sys.executable, str(sim_build.HERE / "suite.py"), library, "--seed", str(seed)],
+        [sys.executable, str(sim_build.HERE / "suite.py"), library, "--seed", str(seed),
+         "--part", str(part), str(PARTS)],
         env=sim_build.environment(sanitized=True), capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    result = {"kernels": [], "cases": {}, "died": None}
+    return lines, None if done.returncode in (0, 1) else done.stderr[:6000]
+
+
+def _read(result: dict, lines: list[dict], errors: str | None) -> None:
+    """Adds to the kernels, the errors by op and case, and where it died."""
     open_case = None
     for line in lines:
         result["kernels"] += line.get("kernels", [])
         open_case = line if "begin" in line else None
         if "end" in line:
             result["cases"].setdefault(line["end"], {})[line["label"]] = line["error"]
-    if done.returncode not in (0, 1) or open_case or not lines:
+    if errors is not None or open_case or not lines:
         op, label = (open_case["begin"], open_case["label"]) if open_case else (None, "")
-        result["died"] = (op, label, done.stderr[:6000])
-    return result
+        result["died"] = (op, label, errors or "")
 
 
 @pytest.fixture(scope="module")
 def results() -> dict[int, dict]:
     """The suite under every schedule, as many processes at a time as there are cores."""
     library = str(sim_build.op_library(sanitized=True))
+    found: dict[int, dict] = {seed: {"kernels": [], "cases": {}, "died": None} for seed in SEEDS}
+    work = [(seed, part) for seed in SEEDS for part in range(PARTS)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(SEEDS, pool.map(lambda seed: _suite(library, seed), SEEDS), strict=True))
+        for (seed, _), told in zip(work, pool.map(lambda x: _suite(library, *x), work), strict=True):
+            _read(found[seed], *told)
+    return found
 
 
 @pytest.mark.slow
