@@ -86,6 +86,7 @@ class Vocabulary:
     ):
         tokens = list(tokens)
         eos = [int(i) for i in ([eos_ids] if isinstance(eos_ids, int) else eos_ids)]
+        special = [int(i) for i in special_ids]
         width = len(tokens) if width is None else int(width)
         if not tokens:
             raise ValueError("Vocabulary: tokens is empty")
@@ -95,11 +96,11 @@ class Vocabulary:
             raise ValueError(
                 f"Vocabulary: width: expected at least {len(tokens)}, the number of tokens, got {width}"
             )
-        for name, ids, bound in (("eos_ids", eos, width), ("special_ids", special_ids, width)):
+        for name, ids in (("eos_ids", eos), ("special_ids", special)):
             for i in ids:
-                if not 0 <= i < bound:
-                    raise ValueError(f"Vocabulary: {name}: {i} is not in [0, {bound})")
-        for i in special_ids:
+                if not 0 <= i < width:
+                    raise ValueError(f"Vocabulary: {name}: {i} is not in [0, {width})")
+        for i in special:
             if i < len(tokens):
                 tokens[i] = b""
         if not any(tokens[i] for i in range(len(tokens)) if i not in set(eos)):
