@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -58,6 +58,24 @@ Matcher.__doc__ = """A text against a grammar, token by token: made by ``Grammar
 
 One matcher is used by one thread at a time; matchers of one grammar are independent of each other.
 """
+
+
+class _Encoding(NamedTuple):
+    """What a tiktoken file leaves out."""
+
+    name: str
+    eos_ids: tuple[int, ...]
+    width: int
+
+
+#: Known tiktoken files, by how many ranks they have.
+_ENCODINGS = {
+    50256: _Encoding("r50k_base", (50256,), 50257),
+    50280: _Encoding("p50k_base", (50256,), 50281),
+    100256: _Encoding("cl100k_base", (100257,), 100277),
+    128000: _Encoding("Llama 3", (128001, 128009), 128256),
+    199998: _Encoding("o200k_base", (199999,), 200019),
+}
 
 
 class Vocabulary:
@@ -163,11 +181,26 @@ class Vocabulary:
     def from_tiktoken(
         cls,
         path: str | os.PathLike,
-        eos_ids: Iterable[int],
+        eos_ids: Iterable[int] | None = None,
         special_ids: Iterable[int] = (),
         width: int | None = None,
     ) -> "Vocabulary":
-        """The vocabulary of a tiktoken file: lines of base64 and an id. Such a file has no eos_ids and special_ids."""
+        """The vocabulary of a tiktoken file: lines of base64 and an id.
+
+        Special tokens are not in such a file. r50k_base (GPT-2), p50k_base, cl100k_base, o200k_base and Llama 3's
+        tokenizer.model are told by their number of ranks.
+
+        Args:
+            path: the file.
+            eos_ids: the ids that end a text; default ``<|endoftext|>`` of the encoding, for Llama 3 ``<|end_of_text|>``
+                and ``<|eot_id|>``.
+            special_ids: ids that stand for no text, whatever the file says.
+            width: entries in a row of the model's logits; default as many as the encoding has with its special tokens,
+                for another file the largest id and one.
+
+        Raises:
+            ValueError: a line that is not base64 and an id, or a file that is not known, without eos_ids.
+        """
         import base64
 
         found: dict[int, bytes] = {}
@@ -181,8 +214,18 @@ class Vocabulary:
                 raise ValueError(
                     f"Vocabulary.from_tiktoken: line {number} of {path} is not base64 and an id"
                 ) from error
+        encoding = _ENCODINGS.get(len(found))
+        if encoding is not None:
+            eos_ids = encoding.eos_ids if eos_ids is None else eos_ids
+        elif eos_ids is None:
+            known = ", ".join(f"{one.name} ({ranks})" for ranks, one in _ENCODINGS.items())
+            raise ValueError(
+                f"Vocabulary.from_tiktoken: {path} has {len(found)} ranks and is none of {known}: give eos_ids"
+            )
         eos, special = list(eos_ids), list(special_ids)
         size = max([*found, *eos, *special]) + 1
+        if width is None and encoding is not None:
+            width = max(size, encoding.width)
         return cls([found.get(i, b"") for i in range(size)], eos, special, width)
 
     @classmethod
