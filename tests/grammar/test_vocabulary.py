@@ -1,6 +1,7 @@
 """Vocabularies: the ids that are given, and what is read from files and tokenizers."""
 
 import base64
+import sys
 
 import pytest
 
@@ -79,3 +80,41 @@ def test_gguf(tmp_path):
     vocabulary = Vocabulary.from_gguf(gguf_file(tmp_path / "letters.gguf", "gpt2", letters, eos=2))
     assert [vocabulary.token(i) for i in range(3)] == [" caf\u00e9".encode(), b"\n", b""]
     assert (vocabulary.eos_ids, vocabulary.width) == ([2], 3)
+
+
+def fast(model, **options):
+    """A transformers tokenizer around a model of tokenizers."""
+    transformers = pytest.importorskip("transformers", reason="the extra `hf` is not installed")
+    from tokenizers import Tokenizer, decoders
+
+    tokenizer = Tokenizer(model)
+    tokenizer.decoder = options.pop("decoder", decoders.ByteLevel())
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options)
+
+
+def test_a_folder_with_a_tokenizer(tmp_path, monkeypatch):
+    models = pytest.importorskip("tokenizers.models", reason="the extra `hf` is not installed")
+    tokenizer = fast(models.BPE({"a": 0, "\u0120b": 1}, []), eos_token="</s>")
+    tokenizer.save_pretrained(tmp_path)
+    for given in (tokenizer, tmp_path, str(tmp_path)):
+        vocabulary = Vocabulary.from_transformers(given, width=5)
+        assert [vocabulary.token(i) for i in range(3)] == [b"a", b" b", b""]
+        assert (vocabulary.eos_ids, vocabulary.width) == ([2], 5)
+    with pytest.raises(ValueError, match=r"'.*nowhere' is not a folder"):
+        Vocabulary.from_transformers(tmp_path / "nowhere")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ModuleNotFoundError, match="a path needs transformers: pip install"):
+        Vocabulary.from_transformers(tmp_path)
+
+
+def test_word_pieces_are_refused():
+    models = pytest.importorskip("tokenizers.models", reason="the extra `hf` is not installed")
+    from tokenizers import decoders
+
+    tokenizer = fast(
+        models.WordPiece({"a": 0, "##b": 1, "[SEP]": 2}, unk_token="a"),
+        decoder=decoders.WordPiece(),
+        eos_token="[SEP]",
+    )
+    with pytest.raises(ValueError, match="the tokenizer's model is WordPiece"):
+        Vocabulary.from_transformers(tokenizer)

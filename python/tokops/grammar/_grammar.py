@@ -162,7 +162,22 @@ class Vocabulary:
             width: entries in a row of the model's logits, where that is more than the tokenizer has.
             eos_ids: the ids that end a text; default the tokenizer's end token. Give the model's
                 ``generation_config.eos_token_id`` where it lists more.
+
+        Raises:
+            ValueError: no such folder, no end token, or a WordPiece tokenizer, whose tokens do not say where spaces
+                are.
+            ModuleNotFoundError: a path without transformers.
         """
+        if isinstance(tokenizer, (str, os.PathLike)):
+            tokenizer = _loaded(tokenizer)
+        if (
+            type(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)).__name__
+            == "WordPiece"
+        ):
+            raise ValueError(
+                "Vocabulary.from_transformers: the tokenizer's model is WordPiece, whose tokens do not say where "
+                "spaces are: expected byte-level BPE or SentencePiece"
+            )
         from ..hf.token_bytes import special_ids, token_bytes  # tokenizers is an extra
 
         if eos_ids is None:
@@ -264,6 +279,20 @@ class Vocabulary:
 
     def __repr__(self) -> str:
         return f"Vocabulary({len(self)} tokens, width {self.width})"
+
+
+def _loaded(path: str | os.PathLike) -> Any:
+    """The transformers tokenizer in a folder."""
+    try:
+        from transformers import AutoTokenizer
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Vocabulary.from_transformers: a path needs transformers: pip install 'tokops[hf]'",
+            name=error.name,
+        ) from error
+    if not os.path.isdir(path):
+        raise ValueError(f"Vocabulary.from_transformers: {os.fspath(path)!r} is not a folder")
+    return AutoTokenizer.from_pretrained(os.fspath(path))
 
 
 class Grammar:
