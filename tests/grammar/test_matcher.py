@@ -228,6 +228,16 @@ def vocab_id(token):
     return [*TOKENS, *CROSSING].index(token)
 
 
+def test_a_batch_without_grammars_allows_everything(vocab):
+    mask = vocab.masks(2)
+    G.fill_batch([None, None], mask)
+    assert (mask == -1).all()
+    array = np.zeros((1, vocab.words), np.int32)
+    G.fill_batch([None], array)
+    assert (array == -1).all()
+    G.fill_batch([], vocab.masks(0))
+
+
 def test_after_the_end(vocab):
     m = G.compile_regex("ab", vocab).matcher()
     assert not m.accept(EOS)
@@ -264,6 +274,9 @@ def test_refusals(vocab):
             m.fill(mask)
     with pytest.raises(ValueError, match="one matcher stands in two rows"):
         G.fill_batch([m, m], vocab.masks(2))
+    for mask in (vocab.masks(1), torch.zeros(2, vocab.words), torch.zeros(2, dtype=torch.int32)):
+        with pytest.raises(ValueError, match="fill_batch: mask: expected int32 of 2 rows"):
+            G.fill_batch([None, None], mask)
     with pytest.raises(ValueError, match="parents"):
         m.fill_tree([0], [1], vocab.masks(1))
     for tokens, eos, width in (

@@ -497,8 +497,21 @@ def fill_batch(matchers: Sequence[Any], mask: torch.Tensor, threads: int | None 
         matchers: B matchers, each another one; None for a row without a grammar, whose mask is all ones.
         mask: int32 [B, W] on the CPU, contiguous; every row is written.
         threads: at most this many; default: as many as torch uses.
+
+    Raises:
+        ValueError: a mask of another shape or dtype, one matcher in two rows, vocabularies of different widths.
     """
-    native.fill_batch(list(matchers), mask, torch.get_num_threads() if threads is None else int(threads))
+    matchers = list(matchers)
+    if all(m is None for m in matchers):  # nothing says how wide a row is
+        rows = torch.as_tensor(mask)
+        if rows.dtype != torch.int32 or not rows.is_cpu or rows.ndim != 2 or len(rows) != len(matchers):
+            raise ValueError(
+                f"fill_batch: mask: expected int32 of {len(matchers)} rows on the CPU, got {list(rows.shape)} of "
+                f"{rows.dtype} on {rows.device}"
+            )
+        rows.fill_(-1)
+        return
+    native.fill_batch(matchers, mask, torch.get_num_threads() if threads is None else int(threads))
 
 
 def _loads(text: str) -> Any:
