@@ -17,7 +17,8 @@ from tokops.lib._grammar import AsapTrie
 import tokops
 from grammar.toy import assert_follows, markov, masked_law, text_law, words_constraint, words_of
 from tokops._bitmask import packed
-from tokops.grammar.constraint import Counting
+from tokops.grammar import Vocabulary, compile_regex
+from tokops.grammar.constraint import Counting, MatcherConstraint
 from tokops.hf.asap_processor import ASApProcessor
 from tokops.methods import ASAp, QuantizedKV, Speculate
 
@@ -743,6 +744,19 @@ def test_a_processor_under_speculation():
         processor_counts(model, aligned, 15, 20)
         counts = processor_counts(model, aligned, 4, 300)
     assert_follows(counts, LAW)
+
+
+def test_a_grammar_is_a_constraint():
+    grammar = compile_regex("ab*c?", Vocabulary([b"a", b"b", b"c", b"", b""], [END]))
+    assert isinstance(ASAp(grammar).constraint, MatcherConstraint)
+    assert isinstance(ASApProcessor(grammar).constraint, MatcherConstraint)
+    got = generate(markov(TABLE), ASAp(grammar), [[START]] * 8, max_new_tokens=12)
+    assert (got.sequences[:, 1] == 0).all()
+    for make in (ASAp, ASApProcessor):
+        with pytest.raises(
+            TypeError, match=f"{make.__name__}: constraint: expected a Grammar, or .*got list"
+        ):
+            make([0, 1])
 
 
 class Streamer:

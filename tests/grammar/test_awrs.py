@@ -12,6 +12,7 @@ from tiny_models import build
 import tokops
 from grammar.toy import assert_follows, assert_mean, markov, masked_law, text_law, words_constraint, words_of
 from tokops._bitmask import allowed, packed
+from tokops.grammar import Vocabulary, compile_regex
 from tokops.grammar.constraint import (
     Counting,
     MatcherConstraint,
@@ -598,6 +599,28 @@ def test_constraints_of_single_requests():
     assert words[:2] == [(0, 1), (2, 2, 2)]
     with pytest.raises(ValueError, match="AWRS: constraints must be 1, one per request, got 2"):
         generate(markov(TABLE), AWRS(), [[START]], constraints=[one, two])
+
+
+def test_a_grammar_is_a_constraint():
+    tokens = [b"a", b"b", b"c", b"d", b"e"]
+    grammar = compile_regex(
+        "ab*c?", Vocabulary([b"" if i in (START, EOS) else t for i, t in enumerate(tokens)], [EOS])
+    )
+    method = AWRS(grammar)
+    assert isinstance(method.constraint, MatcherConstraint)
+    ids, options = [[START]] * 8, {"max_new_tokens": 12}
+    got = generate(markov(TABLE), method, ids, **options)
+    want = generate(markov(TABLE), AWRS(MatcherConstraint(grammar)), ids, **options)
+    assert got.sequences.equal(want.sequences)
+    assert got.complete.any()
+    with pytest.raises(
+        TypeError, match=r"constraints: expected constraints, got a Grammar: give MatcherConstraint"
+    ):
+        generate(markov(TABLE), AWRS(), [[START]], constraints=[grammar])
+    with pytest.raises(
+        TypeError, match=r"AWRS: constraint: expected a Grammar, or what has start\(\).*got str"
+    ):
+        AWRS("ab*c?")
 
 
 def test_dead_ends_have_weight_nothing_and_are_told():

@@ -13,6 +13,7 @@ __all__ = [
     "Counting",
     "MatcherConstraint",
     "PredicateConstraint",
+    "constraint_of",
     "mask_by_asking",
     "mask_of",
     "prune_of",
@@ -162,6 +163,26 @@ class MatcherConstraint:
         row = torch.zeros((self._width + 31) // 32, dtype=torch.int32)
         state.fill(row)
         return row
+
+
+def constraint_of(name: str, given: Any) -> Constraint | None:
+    """A constraint as it is, a compiled grammar as one, None as None.
+
+    Args:
+        name: of the method it is given to, for messages.
+        given: a constraint, a :class:`tokops.grammar.Grammar` or None.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if given is None or all(callable(getattr(given, part, None)) for part in ("start", "ok", "advance")):
+        return given
+    if callable(getattr(given, "matcher", None)) and hasattr(given, "vocabulary"):
+        return MatcherConstraint(given)
+    raise TypeError(
+        f"{name}: constraint: expected a Grammar, or what has start(), ok(state, token) and advance(state, token), "
+        f"got {type(given).__name__}"
+    )
 
 
 class Counting:

@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from ..grammar import apply_bitmask_
-from ..grammar.constraint import Constraint, mask_by_asking, mask_of
+from ..grammar._grammar import Grammar
+from ..grammar.constraint import Constraint, constraint_of, mask_by_asking, mask_of
 from ..methods.asap import Tries
 
 __all__ = ["ASApProcessor"]
@@ -54,9 +55,12 @@ class ASApProcessor(LogitsProcessor):
     Batches, and calls with texts in any order (beams, trees of drafts), are fine.
 
     Args:
-        constraint: what texts must be; with ``mask``, or every token is asked about.
+        constraint: what texts must be, a compiled grammar or a constraint with ``mask``, or every token is asked about.
         tries: what was learned, to share it; None starts with nothing. It must hold for one model and one setting of
             the law.
+
+    Raises:
+        TypeError: ``constraint`` is neither.
 
     Example::
 
@@ -65,11 +69,14 @@ class ASApProcessor(LogitsProcessor):
             aligned.end(model.generate(**prompt, do_sample=True, logits_processor=[aligned]))
     """
 
-    def __init__(self, constraint: Constraint, tries: Tries | None = None, max_bytes: int = 1 << 30):
-        self.constraint = constraint
+    def __init__(
+        self, constraint: Constraint | Grammar, tries: Tries | None = None, max_bytes: int = 1 << 30
+    ):
+        inner: Any = constraint_of("ASApProcessor", constraint)
+        self.constraint = inner
         self.tries = Tries() if tries is None else tries
         self._max_bytes = max_bytes
-        self._memo = _Memo(constraint)
+        self._memo = _Memo(inner)
         self._vocabulary = 0
         self.reset()
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from ..grammar.constraint import Constraint
+from ..grammar.constraint import Constraint, constraint_of
 from .decoding import Feed
 from .families import given_cache
 from .processing import RowProcessor, processors_of
@@ -160,6 +160,7 @@ def begin(name: str, batch: int, mask: Tensor | None, streams, constraint, const
 
     Raises:
         ValueError: numbers out of range, another number of constraints, or one that no text satisfies.
+        TypeError: one that is none; a grammar too, because what ASAp learns belongs to the constraint's object.
     """
     numbers = list(range(batch)) if streams is None else torch.as_tensor(streams).tolist()
     if len(numbers) != batch or not all(0 <= number < 2**31 for number in numbers):
@@ -167,6 +168,11 @@ def begin(name: str, batch: int, mask: Tensor | None, streams, constraint, const
     each = [constraint] * batch if constraints is None else list(constraints)
     if len(each) != batch:
         raise ValueError(f"{name}: constraints must be {batch}, one per request, got {len(each)}")
+    for own in each:
+        if constraint_of(name, own) is not own:
+            raise TypeError(
+                f"{name}: constraints: expected constraints, got a Grammar: give MatcherConstraint(grammar)"
+            )
     padding = [0] * batch if mask is None else mask.int().argmax(-1).tolist()
     return [
         Text(request, number, pad, own, None if own is None else own.start())

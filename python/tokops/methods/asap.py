@@ -6,7 +6,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from ..grammar.constraint import Constraint
+from ..grammar._grammar import Grammar
+from ..grammar.constraint import Constraint, constraint_of
 from .base import Method
 
 __all__ = ["ASAp"]
@@ -66,7 +67,8 @@ class ASAp(Method):
     For ``generate(logits_processor=[...])`` alone see :class:`tokops.hf.asap_processor.ASApProcessor`.
 
     Args:
-        constraint: what texts must be. For ``asap`` it should have ``mask``; without it every token is asked about.
+        constraint: what texts must be, a compiled grammar or any :class:`tokops.grammar.Constraint`. For ``asap`` it
+            should have ``mask``; without it every token is asked about.
         variant: ``asap`` or ``cars``.
         max_attempts: how often a text may be started; then it breaks off, empty.
         max_bytes: of what is remembered per prompt. Beyond them nothing new is learned.
@@ -74,17 +76,19 @@ class ASAp(Method):
 
     Raises:
         ValueError: an unknown variant or a number out of range.
+        TypeError: ``constraint`` is neither.
     """
 
     slots: ClassVar[tuple[str, ...]] = ("constrain",)
 
-    constraint: Constraint | None = None
+    constraint: Constraint | Grammar | None = None
     variant: str = "asap"
     max_attempts: int = 1000
     max_bytes: int = 1 << 30
     tries: Tries = field(default_factory=Tries, compare=False, repr=False)
 
     def __post_init__(self):
+        object.__setattr__(self, "constraint", constraint_of("ASAp", self.constraint))
         if self.variant not in ("asap", "cars"):
             raise ValueError(f"ASAp: variant must be asap or cars, got {self.variant!r}")
         for name in ("max_attempts", "max_bytes"):

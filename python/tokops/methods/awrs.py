@@ -11,7 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .._exact import Stream, Use
 from ..grammar import apply_bitmask_
-from ..grammar.constraint import Constraint
+from ..grammar._grammar import Grammar
+from ..grammar.constraint import Constraint, constraint_of
 from ..sampling import draw, law
 from ._rejection import Ok, Outcome, Source, geometric, improper, recursive, rejected, two_loop
 from .base import Method
@@ -59,7 +60,8 @@ class AWRS(Method):
     restricted. Weights and checks are in the output of ``return_dict_in_generate=True``.
 
     Args:
-        constraint: what texts must be; None allows everything.
+        constraint: what texts must be, a compiled grammar or any :class:`tokops.grammar.Constraint`; None allows
+            everything.
         max_rejects: rejected candidates after which a token is given up, with weight 0; None: never.
         max_accepts: legal candidates a weight is estimated from; more of them lower its variance.
         proper: weights are unbiased. If not, the first legal candidate is taken, with weight 1.
@@ -69,11 +71,12 @@ class AWRS(Method):
 
     Raises:
         ValueError: a number out of range, or more than two ``max_accepts`` for a sampler that stops at two.
+        TypeError: ``constraint`` is neither.
     """
 
     slots: ClassVar[tuple[str, ...]] = ("constrain",)
 
-    constraint: Constraint | None = None
+    constraint: Constraint | Grammar | None = None
     max_rejects: int | None = None
     max_accepts: int = 2
     proper: bool = True
@@ -81,6 +84,7 @@ class AWRS(Method):
     use_masks: bool = True
 
     def __post_init__(self):
+        object.__setattr__(self, "constraint", constraint_of("AWRS", self.constraint))
         two = self.sampler in ("recursive", "two_loop")
         for ok, message in (
             (
