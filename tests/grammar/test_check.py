@@ -22,13 +22,16 @@ SCHEMA = {
 
 
 def run(tmp_path, schema, instance=None, *options, code=0):
-    (tmp_path / "schema.json").write_text(schema if isinstance(schema, str) else json.dumps(schema))
+    if not isinstance(schema, bytes):
+        schema = (schema if isinstance(schema, str) else json.dumps(schema)).encode()
+    (tmp_path / "schema.json").write_bytes(schema)
     arguments = ["grammar", "check", str(tmp_path / "schema.json")]
     if instance is not None:
-        (tmp_path / "instance.json").write_text(instance)
+        (tmp_path / "instance.json").write_bytes(instance.encode())
         arguments.append(str(tmp_path / "instance.json"))
     result = CliRunner().invoke(cli.build(), [*arguments, *options], env={"COLUMNS": "200"})
     assert result.exit_code == code, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
     return result.output
 
 
@@ -67,9 +70,72 @@ def test_a_schema_that_does_not_compile(tmp_path):
 def test_no_json(tmp_path):
     assert "is not JSON" in run(tmp_path, "{", code=1)
 
+    assert "is nested too deep" in run(tmp_path, "[" * 100_000 + "]" * 100_000, code=1)
+    assert "is not UTF-8: " in run(tmp_path, '{"title": "\u00e9"}'.encode("latin-1"), code=1)
+
+
+def test_a_schema_of_which_no_text_is_found(tmp_path):
+    dead = {"type": "array", "uniqueItems": True, "items": {"const": True}, "minItems": 2}
+    said = run(tmp_path, dead, None, "--whitespace", "none", code=1)
+    assert "compiles, but no text was found that it allows: nothing may follow '[" in said
+    assert run(tmp_path, {"anyOf": [dead, {"const": "a"}]}).count('sample: "a"') == 3
+
+
+@pytest.mark.parametrize(
+    ("instance", "options", "said"),
+    [
+        (
+            '{\r\n"name": "\\" \\\\"\r\n}',
+            (),
+            "at fault; carriage returns are not allowed, write line ends as \\n\n",
+        ),
+        (
+            '{"name":%s"a b"}' % (" " * 70),
+            (),
+            "at fault; --whitespace any --max-whitespace 70 allows what is there",
+        ),
+        ('{"name": "a"}', ("--whitespace", "none"), "--whitespace any --max-whitespace 64 allows"),
+        ('{"name":\n"a"}', ("--whitespace", "space"), "--whitespace any --max-whitespace 64 allows"),
+        ('{"name":  "a"}', ("--max-whitespace", "1"), "--whitespace any --max-whitespace 2 allows"),
+    ],
+)
+def test_white_space_that_is_at_fault(tmp_path, instance, options, said):
+    assert said in run(tmp_path, SCHEMA, instance, "--samples", "0", *options, code=1)
+
+
+@pytest.mark.parametrize(
+    "instance", ['{\r\n"name": 1}', '{"name": 1\r\n1}', '{\r\n"name": "a"', "[" * 100_000]
+)
+def test_white_space_that_is_not_alone_at_fault(tmp_path, instance):
+    assert "white space" not in run(tmp_path, SCHEMA, instance, "--samples", "0", code=1)
+
+
+def test_options_of_white_space(tmp_path):
+    for options in (("--max-whitespace", "70"), ("--whitespace", "any", "--max-whitespace", "70")):
+        assert "is allowed" in run(tmp_path, SCHEMA, '{"name":%s"a"}' % (" " * 70), *options)
+    assert "is allowed" in run(tmp_path, SCHEMA, '{"name":"a"}', "--whitespace", "none")
+
+
+def test_schemas_that_references_lead_to(tmp_path):
+    documents = tmp_path / "documents"
+    (documents / "more").mkdir(parents=True)
+    one, other, bare = documents / "one.json", documents / "more" / "other.json", documents / "bare.json"
+    one.write_text(json.dumps({"$id": "http://example.com/one", "$ref": "other"}))
+    other.write_text(json.dumps({"$id": "http://example.com/other#", "const": 7}))
+    bare.write_text("true")
+    schema = {"$ref": "http://example.com/one"}
+    assert "there is no document" in run(tmp_path, schema, code=1)
+    assert "sample: 7" in run(tmp_path, schema, None, "--registry", str(documents))
+    assert "sample: 7" in run(tmp_path, schema, None, "--registry", str(one), "--registry", str(other))
+    assert "the schema has no $id" in run(tmp_path, schema, None, "--registry", str(bare), code=1)
+    bare.write_text("{")
+    assert "bare.json is not JSON" in run(tmp_path, schema, None, "--registry", str(documents), code=1)
+
 
 def test_options_are_checked(tmp_path):
     run(tmp_path, SCHEMA, None, "--formats", "maybe", code=2)
+    run(tmp_path, SCHEMA, None, "--whitespace", "compact", code=2)
+    run(tmp_path, SCHEMA, None, "--max-whitespace", "60001", code=2)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Where a text leaves a grammar, in words; and texts drawn from a grammar, byte by byte."""
 
+import contextlib
 import json
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +13,11 @@ import torch
 #: Id of the end in :func:`byte_tokens`.
 END = 256
 _CLOSING, _OPENING, _BLANK = b"]}", b"[{", b" \t\r\n"
+_STRING_OR_BLANKS = re.compile(rb'"(?:[^"\\]|\\.)*"|[ \t\r\n]+', re.DOTALL)
+
+
+class DeadEnd(ValueError):
+    """A draw that came to where nothing may follow: the grammar promised a text that there isn't."""
 
 
 def byte_tokens() -> list[bytes]:
@@ -70,6 +77,25 @@ def examine(grammar: Any, text: bytes) -> Failure | None:
     if not mask.read(matcher)[1]:
         return Failure(len(text), json_path(text), "the text ends", _expected(matcher, mask))
     return None
+
+
+def blanks_at_fault(grammar: Any, text: bytes) -> list[bytes]:
+    """The runs of white space between the tokens of a JSON text that only fails for them.
+
+    Args:
+        grammar: compiled over :func:`byte_tokens`.
+        text: a whole text, which the grammar does not allow.
+
+    Returns:
+        Nothing where the text is no JSON, or is not allowed without its white space either.
+    """
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    runs = [run for run in _STRING_OR_BLANKS.findall(text) if run[0] in _BLANK]
+    without = _STRING_OR_BLANKS.sub(lambda found: b"" if found[0][0] in _BLANK else found[0], text)
+    return runs if runs and grammar.accepts(without) else []
 
 
 def _shown(text: bytes, offset: int) -> str:
@@ -142,6 +168,9 @@ def sample(grammar: Any, seed: int = 0, most: int = 2000, words: Sequence[str] =
         seed: of the draws.
         most: bytes after which it is cut short with "...".
         words: strings that are tried before random ones; see :func:`key_names`.
+
+    Raises:
+        DeadEnd: nothing may follow what was drawn.
     """
     draw, matcher, mask, out = random.Random(seed), grammar.matcher(), _Mask(), bytearray()
     spelled = [json.dumps(word, ensure_ascii=False)[1:].encode() for word in words]
@@ -150,6 +179,8 @@ def sample(grammar: Any, seed: int = 0, most: int = 2000, words: Sequence[str] =
         allowed, end = mask.read(matcher)
         if end and (not allowed or all(b in _BLANK for b in allowed) or draw.random() < 0.5):
             return out.decode("utf-8", "replace")
+        if not allowed:
+            raise DeadEnd(f"nothing may follow {out.rstrip()[-60:].decode('utf-8', 'replace')!r}")
         b = draw.choices(allowed, [_weight(b, len(allowed), len(out)) for b in allowed])[0]
         matcher.accept(b)
         out.append(b)
@@ -162,6 +193,22 @@ def sample(grammar: Any, seed: int = 0, most: int = 2000, words: Sequence[str] =
                     out += word
                     break
     return out.decode("utf-8", "replace") + "..."
+
+
+def samples(grammar: Any, count: int, seed: int = 0, words: Sequence[str] = (), tries: int = 20) -> list[str]:
+    """Texts as :func:`sample` draws them, each with another draw in place of one that leads nowhere.
+
+    Raises:
+        DeadEnd: all ``tries`` draws of a text led nowhere.
+    """
+    return [_sample(grammar, range(seed + n, seed + n + tries * count, count), words) for n in range(count)]
+
+
+def _sample(grammar: Any, seeds: Sequence[int], words: Sequence[str]) -> str:
+    for seed in seeds[:-1]:
+        with contextlib.suppress(DeadEnd):
+            return sample(grammar, seed, words=words)
+    return sample(grammar, seeds[-1], words=words)
 
 
 def key_names(schema: Any) -> list[str]:
