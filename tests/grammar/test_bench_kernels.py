@@ -1,5 +1,7 @@
 """The benchmark of the grammar kernels on tiny shapes: every kind of case is checked against opponents and timed."""
 
+import time
+
 import pytest
 import torch
 
@@ -13,6 +15,8 @@ WORKLOADS = {
     "draws": lambda: bench.draws(3, 320, 0.5, torch.float32, "cpu"),
     "compose": lambda: bench.compose(3, 2, 320, "cpu"),
     "budgets": lambda: bench.budgets(3, 320, 26, "cpu"),
+    "triggers": lambda: bench.triggers(4, 320),
+    "long string": lambda: bench.long_string(1000, 320),
 }
 
 
@@ -32,6 +36,35 @@ def test_one_percent_in_float32_is_held_to_the_copy():
     held = [case.label for case in bench.cases() if any(bar.against == bench.COPY for bar in case.bars)]
     assert held == [f"apply_bitmask_ [{rows}, 131072] 1 % allowed, fp32" for rows in (1, 8)]
     assert len(list(bench.cases(quick=True))) < len(list(bench.cases()))
+
+
+def test_128_tools_behind_one_trigger():
+    """Asked are 100 ms, of processor time; the test leaves room for a slow machine."""
+    work = bench.triggers(128, 8192)
+    work.check()
+    taken = []
+    for _ in range(3):
+        begin = time.process_time()
+        work.ours()
+        taken.append(time.process_time() - begin)
+    assert min(taken) < 1.0
+
+
+def test_a_long_string_has_the_masks_of_one_without_end():
+    """Asked is a mask in twice the time; the test leaves room for noise."""
+    row = run.measure(
+        Case("string", (Bar(bench.UNBOUNDED, 0.1),), lambda: bench.long_string(100_000, 8192)),
+        rounds=5,
+        seconds=0.05,
+    )
+    assert [v.met for v in row.verdicts] == [True]
+
+
+def test_what_the_engine_is_held_to():
+    bars = {case.label: case.bars for case in bench.cases(quick=True)}
+    assert bars["compile_tags 128 tools"] == (Bar(bench.TENTH, 1.0, 0.1),)
+    assert bars["mask within maxLength 100000"] == (Bar(bench.UNBOUNDED, 0.5),)
+    assert not any("tools" in case.label for case in bench.cases("cuda"))
 
 
 def test_a_wrong_mask_is_not_timed(monkeypatch):

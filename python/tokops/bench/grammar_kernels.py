@@ -1,14 +1,29 @@
-"""The benchmark of the grammar kernels: masks on logits, draws under a mask, masks combined, budgets of letters."""
+"""The benchmark of the grammar kernels: masks on logits, draws under a mask, masks combined, budgets of letters.
 
+Two cases of the engine that makes the masks stand beside them: many tools behind one trigger, and a long maxLength.
+"""
+
+import functools
 import importlib
 import importlib.util
+import itertools
 from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from tokops.grammar import apply_bitmask_, compose_filters, masked_sample, multiset_mask
+from tokops.grammar import (
+    Grammar,
+    Tag,
+    Vocabulary,
+    apply_bitmask_,
+    compile_json_schema,
+    compile_tags,
+    compose_filters,
+    masked_sample,
+    multiset_mask,
+)
 from tokops.sampling import sample
 
 from .attention import Bar, Case, Peers, Workload
@@ -17,6 +32,7 @@ _VOCABULARY = 131072
 _MINUS = float("-inf")
 COPY, FILL, XGRAMMAR = "copy of the rows", "masked_fill with a ready bool mask", "xgrammar"
 TWO_STEPS, MULTINOMIAL = "apply_bitmask_, then sample", "masked_fill + softmax + multinomial"
+AGAIN, UNBOUNDED, TENTH = "the same tools again", "mask without maxLength", "100 ms"
 #: What a mask on the CPU may cost beside a copy of the rows: 1.5 times as much, with 1 % allowed in float32.
 _OF_COPY = 1 / 1.5
 
@@ -120,8 +136,74 @@ def budgets(rows, vocabulary, letters, device) -> Workload:
     return Workload(ours, {"torch, unpacked": by_torch}, (effect,), check)
 
 
+@functools.cache
+def words_vocabulary(size: int = _VOCABULARY) -> Vocabulary:
+    """All bytes, words of small letters by length, and an end."""
+    letters = [bytes((b,)) for b in range(ord("a"), ord("z") + 1)]
+    words = (
+        b"".join(word) for length in itertools.count(2) for word in itertools.product(letters, repeat=length)
+    )
+    tokens = [*(bytes((b,)) for b in range(256)), *itertools.islice(words, size - 257), b""]
+    return Vocabulary(tokens, eos_ids=[size - 1])
+
+
+def tools(count: int, batch: int = 0) -> list[Tag]:
+    """Tags of tools with a few arguments each; those of other batches have other names."""
+
+    def schema(name: str) -> dict:
+        arguments = {
+            f"place_{name}": {"type": "string"},
+            "count": {"type": "integer", "minimum": 0, "maximum": 99},
+            "unit": {"enum": ["c", "f", name]},
+            "marks": {"type": "array", "items": {"type": "string", "maxLength": 20}, "maxItems": 8},
+        }
+        return {
+            "type": "object",
+            "properties": arguments,
+            "required": ["unit"],
+            "additionalProperties": False,
+        }
+
+    names = [f"tool_{batch}_{i}" for i in range(count)]
+    return [Tag(f"<function={name}>", schema(name), "</function>") for name in names]
+
+
+def triggers(count, size) -> Workload:
+    """A grammar of tools that were not seen before, all behind one trigger, beside the same tools compiled again."""
+    vocabulary, batches = words_vocabulary(size), itertools.count(1)
+
+    def compiled(batch: int) -> Grammar:
+        return compile_tags(tools(count, batch), vocabulary, triggers=["<function="])
+
+    def check():
+        grammar, last = compiled(0), f"tool_0_{count - 1}"
+        for unit, allowed in (("c", True), (last, True), ("k", False)):
+            text = f'See <function={last}>{{"unit": "{unit}"}}</function>.'
+            assert grammar.accepts(text) == allowed, f"compile_tags: a wrong verdict on {text}"
+
+    return Workload(lambda: compiled(next(batches)), {AGAIN: partial(compiled, 0)}, (), check)
+
+
+def long_string(longest, size) -> Workload:
+    """A mask within a string of maxLength, beside one within a string without."""
+    vocabulary = words_vocabulary(size)
+    schemas = ({"type": "string", "maxLength": longest}, {"type": "string"})
+    ours, theirs = (compile_json_schema(schema, vocabulary).matcher() for schema in schemas)
+    mine, other = vocabulary.masks(2)
+
+    def check():
+        for b in b'"walk':
+            ours.accept(b)
+            theirs.accept(b)
+            ours.fill(mine)
+            theirs.fill(other)
+            assert torch.equal(mine, other), "maxLength allows other tokens far from its end"
+
+    return Workload(partial(ours.fill, mine), {UNBOUNDED: partial(theirs.fill, other)}, (), check)
+
+
 def cases(device: str = "cpu", quick: bool = False) -> Iterator[Case]:
-    """Masks that allow 99, 50 and 1 % of the vocabulary, and what has no bar beside them.
+    """Masks that allow 99, 50 and 1 % of the vocabulary, and what has no bar beside them; on the CPU the engine too.
 
     Args:
         device: "cpu" or "cuda".
@@ -148,4 +230,9 @@ def cases(device: str = "cpu", quick: bool = False) -> Iterator[Case]:
     for rows in (1, 8):
         yield Case(
             f"multiset_mask [{_VOCABULARY}, 26] B{rows}", (), partial(budgets, rows, _VOCABULARY, 26, device)
+        )
+    if device == "cpu":
+        yield Case("compile_tags 128 tools", (Bar(TENTH, 1.0, 0.1),), partial(triggers, 128, _VOCABULARY))
+        yield Case(
+            "mask within maxLength 100000", (Bar(UNBOUNDED, 0.5),), partial(long_string, 100_000, _VOCABULARY)
         )
