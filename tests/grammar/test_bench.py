@@ -180,6 +180,41 @@ def test_three_kinds_of_files(tmp_path):
         grammar_items.read(tmp_path / "empty")
 
 
+def test_plain_schemas_count_without_instances(tmp_path):
+    (tmp_path / "one.json").write_text(json.dumps({"type": "null"}))
+    (tmp_path / "two.json").write_text(json.dumps({"$ref": "#/definitions/x", "definitions": {"x": {}}}))
+    (tmp_path / "other.json").write_text(json.dumps({"name": "package", "version": "1"}))
+    assert [(item.name, item.tests) for item in grammar_items.read(tmp_path)] == [("one", []), ("two", [])]
+    assert [item.schema for item in grammar_items.read(tmp_path / "one.json")] == [{"type": "null"}]
+    lines = [{"type": "null"}, {"schema": True, "tests": [{"valid": True, "data": 1}]}]
+    (tmp_path / "lines.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert [item.tests for item in grammar_items.read(tmp_path / "lines.jsonl")] == [[], [(1, True)]]
+    (tmp_path / "wrapped.json").write_text(json.dumps(lines[1]))
+    assert [item.name for item in grammar_items.read(tmp_path)] == ["wrapped"]
+
+
+def test_report_without_instances(texts_engine, tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr(grammar_report, "OURS", "texts")
+    items = [Item("one", "", {"texts": ['"a"']}, []), Item("two", "", {"refuse": True}, [])]
+    results = grammar.run(items, ["texts"])
+    console = Console(width=250, record=True)
+    console.print(grammar_report.coverage_table(results))
+    console.print(grammar_report.time_table(results, None, "times"))
+    text = console.export_text()
+    assert "50.0 %" in text
+    assert "first mask p50" in text
+    assert "instances" not in text
+    assert "accept" not in text
+    assert not any(" mask p" in line and "first" not in line for line in grammar_report.bars(results))
+    [said] = grammar_report.bare(items)
+    assert said.startswith("none of the 2 schemas came with instances")
+    some = [*items, Item("three", "", {}, [("a", True)])]
+    assert grammar_report.bare(some)[0].startswith("2 of 3 schemas came without instances")
+    assert grammar_report.bare(some[2:]) == []
+    grammar_report.picture(results, tmp_path / "grammar.png")
+    assert not [one for one in recwarn if "legend" in str(one.message)]
+
+
 def test_sampling_keeps_the_order():
     items = [Item(str(i), "", True, []) for i in range(20)]
     chosen = [int(item.name) for item in grammar_items.sample(items, 5, 3)]

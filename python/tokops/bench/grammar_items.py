@@ -1,4 +1,4 @@
-"""Schemas with instances for the grammar benchmark, out of the three kinds of files that are about."""
+"""Schemas for the grammar benchmark, with instances out of the three kinds of files that are about, or without."""
 
 import json
 import pathlib
@@ -11,6 +11,12 @@ DRAFTS = {
     "draft6": "http://json-schema.org/draft-06/schema#",
 }
 DRAFTS |= {"draft7": "http://json-schema.org/draft-07/schema#"}
+#: An object with one of these is a plain schema.
+KEYWORDS = frozenset(
+    ["$schema", "$id", "$ref", "$defs", "definitions", "type", "enum", "const", "properties", "patternProperties",
+     "additionalProperties", "required", "items", "prefixItems", "allOf", "anyOf", "oneOf", "not", "if", "pattern",
+     "format"]
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,7 @@ class Item:
         schema: as Python data, keys in their order.
         tests: instances.
         options: for our engine's compiler.
+        plain: it stood alone, without a place for instances.
     """
 
     name: str
@@ -30,6 +37,7 @@ class Item:
     schema: Any
     tests: list[tuple[Any, bool]]
     options: dict[str, Any] = field(default_factory=dict)
+    plain: bool = False
 
 
 def read(path: pathlib.Path) -> list[Item]:
@@ -38,26 +46,34 @@ def read(path: pathlib.Path) -> list[Item]:
     Args:
         path: a JSONL file with `{"id", "schema", "tests": [{"valid", "data"}]}` per line; a folder of such JSON files,
             one schema each (MaskBench); or a folder of the JSON-Schema-Test-Suite, whose files are lists of groups.
+            Plain schemas, which have no instances, count in a JSONL file, and in a folder with none of the others.
 
     Raises:
         ValueError: nothing of that kind is there.
     """
     if path.is_file() and path.suffix == ".jsonl":
         lines = path.read_text(encoding="utf-8").splitlines()
-        found = [_one(json.loads(line), f"line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+        each = [_object(json.loads(line), f"line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+        found = [item for items in each for item in items]
     else:
         files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
         files = [one for one in files if "remotes" not in one.relative_to(path).parts]
         remotes = _remotes(path)
         found = [item for one in files for item in _file(one, path, remotes)]
+        found = [item for item in found if not item.plain] or found
     if not found:
-        raise ValueError(f"{path} holds no schemas with instances")
+        raise ValueError(f"{path} holds no schemas: expected JSON Schemas, plain or with instances")
     return found
 
 
-def _one(data: dict, name: str) -> Item:
-    tests = [(test["data"], bool(test["valid"])) for test in data.get("tests", [])]
-    return Item(str(data.get("id", name)), str(data.get("dataset", "")), data["schema"], tests)
+def _object(data: Any, name: str, group: str = "") -> list[Item]:
+    """The schema of an object: one in it with its instances, or the object itself."""
+    if isinstance(data, dict) and "schema" in data:
+        tests = [(test["data"], bool(test["valid"])) for test in data.get("tests", [])]
+        return [Item(str(data.get("id", name)), str(data.get("dataset", group)), data["schema"], tests)]
+    if isinstance(data, dict) and not KEYWORDS.isdisjoint(data):
+        return [Item(name, group, data, [], plain=True)]
+    return []
 
 
 def _remotes(top: pathlib.Path) -> dict[str, Any]:
@@ -72,8 +88,8 @@ def _remotes(top: pathlib.Path) -> dict[str, Any]:
 
 def _file(path: pathlib.Path, top: pathlib.Path, remotes: dict[str, Any]) -> list[Item]:
     data = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(data, dict) and "schema" in data:
-        return [_one({"id": path.stem, "dataset": path.stem.split("---")[0], **data}, path.stem)]
+    if isinstance(data, dict):
+        return _object(data, path.stem, path.stem.split("---")[0])
     if not isinstance(data, list) or not all(isinstance(one, dict) and "tests" in one for one in data):
         return []
     place = path.relative_to(top).with_suffix("")

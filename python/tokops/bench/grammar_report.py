@@ -10,10 +10,13 @@ import numpy as np
 from rich.table import Table
 
 from .grammar import FIRST_MASK, MASK, SHOWN, STATUSES, TIMES, Result, judge, summary, times
+from .grammar_items import Item
 
 OURS = "tokops"
 #: Fastest that issue and sheets ask for, in microseconds: percentile -> bar.
 BARS = {FIRST_MASK: {50: 1000.0, 95: 6000.0, 99: 20_000.0}, MASK: {50: 6.0, 95: 60.0, 99: 180.0}}
+#: Lines of the coverage table that need no instances.
+BARE = ("compiles, of all", "refused by name", "time-out / memory / crash")
 COLOURS = {
     "exact": "#2a6fbb",
     "no instances": "#9dc3e8",
@@ -57,6 +60,8 @@ def coverage_table(results: Sequence[Result]) -> Table:
         "time-out / memory / crash": [f"{s['time-out']} / {s['memory']} / {s['crash']}" for s in found],
         "mask and accept disagree": [str(s["disagreements"]) for s in found],
     }
+    if not any(s["with instances"] for s in found):
+        rows = {name: cells for name, cells in rows.items() if name in BARE}
     for name, cells in rows.items():
         out.add_row(name, *cells)
     return out
@@ -71,6 +76,8 @@ def time_table(results: Sequence[Result], only: set[int] | None, title: str) -> 
     for s in found:
         out.add_column(s["engine"], justify="right")
     for name in TIMES:
+        if all(np.isnan(s[name]["mean"]) for s in found):
+            continue
         for q in map(str, SHOWN):
             cells = []
             for s in found:
@@ -99,6 +106,8 @@ def bars(results: Sequence[Result]) -> list[str]:
     for name, asked in BARS.items():
         for q, bar in asked.items():
             seen = s[name][str(q)]
+            if np.isnan(seen):
+                continue
             said.append(
                 f"{judged(seen <= bar)} {name} p{q} {microseconds(seen)}, asked <= {microseconds(bar)}"
             )
@@ -124,6 +133,20 @@ def wrong(results: Sequence[Result], engine: str = OURS, most: int = 20) -> list
             ]
             said.append(f"{verdict}: {item.name}: {'; '.join(which) or outcome.reason}")
     return said[:most]
+
+
+def bare(items: Sequence[Item]) -> list[str]:
+    """A sentence on the schemas that came without instances, where there are any."""
+    count = sum(not item.tests for item in items)
+    if not count:
+        return []
+    of = (
+        f"none of the {count} schemas came"
+        if count == len(items)
+        else f"{count} of {len(items)} schemas came"
+    )
+    how = "with" if count == len(items) else "without"
+    return [f"{of} {how} instances: only compiling and the first mask are measured there, and no verdicts"]
 
 
 def refusals(result: Result) -> list[tuple[str, int]]:
@@ -167,7 +190,8 @@ def picture(results: Sequence[Result], path: pathlib.Path) -> None:
         place.set_xlabel("percentile")
         place.set_ylabel("microseconds of processor time")
         place.set_title(f"{name} (black: the bars)")
-        place.legend(fontsize=8)
+        if place.get_legend_handles_labels()[0]:
+            place.legend(fontsize=8)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 

@@ -1,5 +1,6 @@
 """`tokops bench`: what an op costs on this machine, beside its floor and its opponents."""
 
+import itertools
 import pathlib
 from collections.abc import Iterable
 from typing import Annotated
@@ -151,7 +152,7 @@ def grammar(
     path: Annotated[
         pathlib.Path,
         typer.Argument(
-            help="A JSONL file or a folder of schemas with instances, or a folder of the JSON-Schema-Test-Suite.",
+            help="A JSONL file or a folder of schemas, plain or with instances, or of the JSON-Schema-Test-Suite.",
             exists=True,
         ),
     ],
@@ -201,7 +202,8 @@ def grammar(
     console.print(grammar_report.time_table(results, None, "processor time, all that an engine compiled"))
     title = f"processor time, the {len(shared)} schemas that all of them compiled"
     console.print(grammar_report.time_table(results, shared, title))
-    for sentence in (*grammar_report.bars(results), *grammar_report.wrong(results)):
+    said = (grammar_report.bare(items), grammar_report.bars(results), grammar_report.wrong(results))
+    for sentence in itertools.chain(*said):
         console.print(f"- {sentence}", soft_wrap=True)
     facts = run.machine() | {"path": str(path), "tokenizer": tokenizer, "threads": threads}
     console.print(", ".join(f"{key} {value}" for key, value in facts.items()))
