@@ -211,6 +211,11 @@ def test_trees_batches_and_jumps(vocab):
             mask.zero_()
         assert torch.equal(rows[i], mask), i
     assert m.text == b""
+    for kind in (torch.tensor, np.array):
+        again = vocab.masks(len(tokens))
+        m.fill_tree(kind(parents), kind(tokens), again)
+        assert torch.equal(again, rows)
+    m.fill_tree([], [], vocab.masks(0))
     several = [grammar.matcher() for _ in range(5)]
     for i, s in enumerate(several):
         s.accept_bytes(b'{"ab":'[:i])

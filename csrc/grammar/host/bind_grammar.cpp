@@ -84,7 +84,7 @@ uint32_t* rows_of(py::handle h, int64_t rows, int32_t words, const char* what) {
     const bool ok =
         b.itemsize == 4 && b.format &&
         (std::strchr(b.format, 'i') || std::strchr(b.format, 'l') || std::strchr(b.format, 'I')) &&
-        b.len == std::max<int64_t>(rows, 1) * words * 4;
+        b.len == (rows < 0 ? 1 : rows) * words * 4;
     const std::string got =
         std::to_string(b.len) + " bytes of items of " + std::to_string(b.itemsize);
     PyBuffer_Release(&b);
@@ -96,10 +96,16 @@ uint32_t* rows_of(py::handle h, int64_t rows, int32_t words, const char* what) {
       py::object(py::module_::import("torch").attr("int32")).release().ptr();
   if (h.attr("dtype").ptr() != int32_type || h.attr("is_cpu").ptr() != Py_True ||
       !h.attr("is_contiguous")().cast<bool>() ||
-      h.attr("numel")().cast<int64_t>() != std::max<int64_t>(rows, 1) * words)
+      h.attr("numel")().cast<int64_t>() != (rows < 0 ? 1 : rows) * words)
     throw wrong("a tensor " + py::str(h.attr("shape")).cast<std::string>() + " of " +
                 py::str(h.attr("dtype")).cast<std::string>());
   return reinterpret_cast<uint32_t*>(h.attr("data_ptr")().cast<uintptr_t>());
+}
+
+// Of a list, an array or a tensor.
+std::vector<int32_t> ints_of(py::handle h) {
+  if (py::hasattr(h, "tolist")) return h.attr("tolist")().cast<std::vector<int32_t>>();
+  return h.cast<std::vector<int32_t>>();
 }
 
 SchemaOptions options_of(const py::dict& d) {
@@ -298,19 +304,21 @@ PYBIND11_MODULE(_grammar, m) {
             s.fill(p);
           },
           py::arg("mask"))
-      .def("fill_tree",
-           [](Matcher& s, const std::vector<int32_t>& parents, const std::vector<int32_t>& tokens,
-              py::handle mask) {
-             if (parents.size() != tokens.size())
-               throw py::value_error("fill_tree: parents and tokens differ in length");
-             for (size_t i = 0; i < parents.size(); ++i)
-               if (parents[i] < -1 || parents[i] >= int32_t(i))
-                 throw py::value_error(
-                     "fill_tree: parents: expected -1 or the index of an earlier node");
-             uint32_t* p = rows_of(mask, int64_t(parents.size()), s.grammar().vocabulary()->words(),
-                                   "fill_tree");
-             fill_tree(s, parents.data(), tokens.data(), int32_t(parents.size()), p);
-           })
+      .def(
+          "fill_tree",
+          [](Matcher& s, py::handle tree, py::handle ids, py::handle mask) {
+            const std::vector<int32_t> parents = ints_of(tree), tokens = ints_of(ids);
+            if (parents.size() != tokens.size())
+              throw py::value_error("fill_tree: parents and tokens differ in length");
+            for (size_t i = 0; i < parents.size(); ++i)
+              if (parents[i] < -1 || parents[i] >= int32_t(i))
+                throw py::value_error(
+                    "fill_tree: parents: expected -1 or the index of an earlier node");
+            uint32_t* p = rows_of(mask, int64_t(parents.size()), s.grammar().vocabulary()->words(),
+                                  "fill_tree");
+            fill_tree(s, parents.data(), tokens.data(), int32_t(parents.size()), p);
+          },
+          py::arg("parents"), py::arg("tokens"), py::arg("mask"))
       .def("jump_forward", [](Matcher& s) { return py::bytes(s.jump_forward()); })
       .def("allowed_bytes", [](Matcher& s) { return py::bytes(s.allowed_bytes()); })
       .def("expected", &Matcher::expected)
