@@ -8,6 +8,7 @@
 #include "bind.h"
 #include "matcher.h"
 #include "pool.h"
+#include "uri.h"
 
 namespace py = pybind11;
 
@@ -17,10 +18,25 @@ namespace {
 
 constexpr int kDeepestJson = 400;
 
-Json convert(py::handle h, int level) {
+// The way to a value: a key or an index at each level.
+struct Way {
+  const Way* outer;
+  const std::string* key;  // or nullptr
+  size_t index;
+};
+
+std::string pointer_of(const Way* w, const std::string& root) {
+  if (!w) return root;
+  return pointer_of(w->outer, root) + "/" +
+         (w->key ? pointer_escaped(*w->key) : std::to_string(w->index));
+}
+
+// Errors point to `root` and the way from there.
+Json convert(py::handle h, const std::string& root, const Way* way = nullptr, int level = 0) {
+  const auto at = [&] { return pointer_of(way, root); };
   if (level > kDeepestJson)
     throw BudgetError(
-        "nesting", "",
+        "nesting", at(),
         "the schema is nested more than " + std::to_string(kDeepestJson) + " levels deep");
   Json j;
   PyObject* o = h.ptr();
@@ -33,7 +49,7 @@ Json convert(py::handle h, int level) {
     const char* s = PyUnicode_AsUTF8AndSize(o, &n);
     if (!s) {
       PyErr_Clear();
-      throw GrammarError("string", "", "a string of the schema holds a lone surrogate");
+      throw GrammarError("string", at(), "a string of the schema holds a lone surrogate");
     }
     j.text.assign(s, size_t(n));
   } else if (PyDict_Check(o)) {
@@ -43,25 +59,35 @@ Json convert(py::handle h, int level) {
     j.items.reserve(d.size());
     for (const auto& [k, v] : d) {
       if (!PyUnicode_Check(k.ptr()))
-        throw GrammarError("object", "", "keys of objects are strings");
-      j.keys.push_back(convert(k, level).text);
-      j.items.push_back(convert(v, level + 1));
+        throw GrammarError("object", at(), "keys of objects are strings");
+      j.keys.push_back(convert(k, root, way, level).text);
+      const Way inner{way, &j.keys.back(), 0};
+      j.items.push_back(convert(v, root, &inner, level + 1));
     }
   } else if (PyList_Check(o) || PyTuple_Check(o)) {
     j.kind = Json::kArray;
-    for (const auto& v : py::reinterpret_borrow<py::sequence>(h))
-      j.items.push_back(convert(v, level + 1));
+    for (const auto& v : py::reinterpret_borrow<py::sequence>(h)) {
+      const Way inner{way, nullptr, j.items.size()};
+      j.items.push_back(convert(v, root, &inner, level + 1));
+    }
   } else {
     j.kind = Json::kNumber;
     if (PyFloat_Check(o) && !std::isfinite(PyFloat_AS_DOUBLE(o)))
-      throw GrammarError("number", "", "NaN and infinities are no JSON numbers");
-    j.text = py::str(h).cast<std::string>();
+      throw GrammarError("number", at(), "NaN and infinities are no JSON numbers");
+    try {
+      j.text = py::str(h).cast<std::string>();
+    } catch (const py::error_already_set& e) {
+      if (!PyLong_Check(o) || !e.matches(PyExc_ValueError)) throw;
+      throw GrammarError("number", at(),
+                         "Python writes no integers of so many digits (see "
+                         "sys.set_int_max_str_digits): give the schema as text");
+    }
     try {
       (void)Decimal::parse(j.text);
     } catch (const std::invalid_argument&) {
-      throw GrammarError(
-          "schema", "",
-          "expected JSON values, got " + py::repr(py::type::of(h)).cast<std::string>());
+      throw GrammarError("schema", at(),
+                         "expected JSON values, got " + j.text.substr(0, 60) + " of " +
+                             py::repr(py::type::of(h)).cast<std::string>());
     }
   }
   return j;
@@ -138,7 +164,8 @@ SchemaOptions options_of(const py::dict& d) {
       for (const auto& [uri, doc] : v.cast<py::dict>()) {
         std::string u = uri.cast<std::string>();
         if (!u.empty() && u.back() == '#') u.pop_back();
-        o.registry.emplace(std::move(u), convert(doc, 0));
+        const std::string root = u + "#";
+        o.registry.emplace(std::move(u), convert(doc, root));
       }
     } else
       throw py::type_error("unknown option " + k);
@@ -150,8 +177,12 @@ SchemaOptions options_of(const py::dict& d) {
   return o;
 }
 
-std::shared_ptr<Schema> schema_of(Lexemes& l, py::handle h, const py::dict& options) {
-  return std::make_shared<Schema>(l.langs(), convert(h, 0), options_of(options));
+// `place`: of the schema, in what holds it.
+std::shared_ptr<Schema> schema_of(Lexemes& l, py::handle h, const py::dict& options,
+                                  const std::string& place = "") {
+  SchemaOptions o = options_of(options);
+  o.place = place;
+  return std::make_shared<Schema>(l.langs(), convert(h, place), std::move(o));
 }
 
 Pool& pool(int threads) {
@@ -166,7 +197,7 @@ Pool& pool(int threads) {
 
 }  // namespace
 
-Json to_json(py::handle h) { return convert(h, 0); }
+Json to_json(py::handle h) { return convert(h, ""); }
 
 }  // namespace tokops::grammar
 
@@ -243,8 +274,9 @@ PYBIND11_MODULE(_grammar, m) {
                                                   : regex_rules(l->langs(), source);
                     simplify(l->langs(), r);
                     std::vector<std::shared_ptr<Schema>> schemas;
-                    for (const std::string& s : r.schemas)
-                      schemas.push_back(schema_of(*l, loads(s), options));
+                    for (size_t i = 0; i < r.schemas.size(); ++i)
+                      schemas.push_back(
+                          schema_of(*l, loads(r.schemas[i], r.places[i]), options, r.places[i]));
                     return std::make_shared<Grammar>(v, std::move(l), r, std::move(schemas));
                   })
       .def_static(
@@ -274,8 +306,9 @@ PYBIND11_MODULE(_grammar, m) {
             Rules r = tag_rules(l->langs(), all, o);
             simplify(l->langs(), r);
             std::vector<std::shared_ptr<Schema>> schemas;
-            for (const std::string& s : r.schemas)
-              schemas.push_back(schema_of(*l, documents[std::stoul(s)], options));
+            for (size_t i = 0; i < r.schemas.size(); ++i)
+              schemas.push_back(
+                  schema_of(*l, documents[std::stoul(r.schemas[i])], options, r.places[i]));
             return std::make_shared<Grammar>(v, std::move(l), r, std::move(schemas));
           })
       .def_property_readonly("warnings", &Grammar::warnings)

@@ -261,6 +261,9 @@ Rules LarkParser::parse(const std::string& start) {
     source_.fail(0, "start", "there is no rule " + chosen);
   }
   Rules rules = lower(langs_, syntax_, it->second, skipped, source_);
+  rules.places.resize(rules.schemas.size());
+  for (const Part& p : syntax_.parts)
+    if (p.kind == Part::kSchema) rules.places[size_t(p.id)] = source_.where(p.at);
   rules.warnings = std::move(warnings_);
   return rules;
 }

@@ -17,9 +17,11 @@ struct PatternParser {
   bool has_names = false;
 
   [[noreturn]] void fail(const std::string& what, size_t where) const {
-    throw GrammarError(
+    GrammarError error(
         keyword, pointer,
         what + " at offset " + std::to_string(where) + " of '" + std::string(source) + "'");
+    error.offset = int64_t(where);
+    throw error;
   }
   bool done() const { return at >= source.size(); }
   bool ahead(std::string_view text) const { return source.substr(at, text.size()) == text; }

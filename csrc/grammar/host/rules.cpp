@@ -64,7 +64,7 @@ void drop_unproductive(Langs& langs, Rules& rules) {
 // which they are met.
 void keep_reachable(Rules& rules) {
   std::vector<int32_t> number(rules.rules.size(), -1), schema(rules.schemas.size(), -1), order;
-  std::vector<std::string> schemas;
+  std::vector<std::string> schemas, places;
   const auto meet = [&](int32_t rule) {
     if (number[size_t(rule)] >= 0) return;
     number[size_t(rule)] = int32_t(order.size());
@@ -84,6 +84,7 @@ void keep_reachable(Rules& rules) {
           if (to < 0) {
             to = int32_t(schemas.size());
             schemas.push_back(std::move(rules.schemas[size_t(s.id)]));
+            places.push_back(std::move(rules.places[size_t(s.id)]));
           }
           s.id = to;
         }
@@ -92,6 +93,7 @@ void keep_reachable(Rules& rules) {
   }
   rules.rules = std::move(kept);
   rules.schemas = std::move(schemas);
+  rules.places = std::move(places);
   rules.start = 0;
 }
 
@@ -192,7 +194,15 @@ Rules regex_rules(Langs& langs, std::string_view pattern) {
   RegexOptions options;
   options.search = false;
   const front::Source source(pattern);
-  const Lang lang = regex(langs, pattern, options, "regex");
+  const Lang lang = [&] {
+    try {
+      return regex(langs, pattern, options, "regex");
+    } catch (const BudgetError& e) {
+      throw BudgetError(e.keyword, source.where(0), e.reason);
+    } catch (const GrammarError& e) {
+      throw GrammarError(e.keyword, source.where(e.offset < 0 ? 0 : size_t(e.offset)), e.reason);
+    }
+  }();
   Rules rules;
   rules.rules.push_back({"root", {{{Symbol::kLang, lang}}}});
   return rules;

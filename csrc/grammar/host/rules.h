@@ -25,6 +25,7 @@ struct Rules {
   std::vector<Rule> rules;
   int32_t start = 0;
   std::vector<std::string> schemas;  // JSON texts of schemas
+  std::vector<std::string> places;   // of schemas: a pointer or "line:column", for messages
   std::vector<std::string> warnings;
   std::unordered_map<Lang, int32_t> weights;  // about how many literals a language is made of
 };

@@ -92,9 +92,10 @@ Schema::Schema(Langs& langs, const Json& document, SchemaOptions options)
   s.kept.push_back(document);
   const int32_t draft = s.options.draft ? s.options.draft : 2020;
   std::string base = s.options.base;
-  s.add_document(s.kept.front(), base, draft);
+  s.add_document(s.kept.front(), {base, s.options.place, draft});
   const auto own = s.places.find(&s.kept.front());
-  Impl::Place place = own != s.places.end() ? own->second : Impl::Place{base, "", draft};
+  Impl::Place place =
+      own != s.places.end() ? own->second : Impl::Place{base, s.options.place, draft};
   s.resources.try_emplace(place.base, Impl::Resource{&s.kept.front(), place});
   s.root = s.read(s.kept.front(), place);
   s.depth = 0;
@@ -103,7 +104,7 @@ Schema::Schema(Langs& langs, const Json& document, SchemaOptions options)
   const Value& v = s.goals[size_t(s.root_goal)].value;
   if (!v.null && !v.yes && !v.no && v.number == kNothing && v.strings.empty() &&
       v.objects.empty() && v.arrays.empty())
-    throw GrammarError("schema", "", "no value satisfies the schema");
+    throw GrammarError("schema", s.options.place, "no value satisfies the schema");
 }
 Schema::~Schema() = default;
 

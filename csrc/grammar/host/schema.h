@@ -40,6 +40,7 @@ struct SchemaOptions {
   double timeout = 2.0;                  // seconds
   int32_t draft = 0;                     // 4, 6, 7, 2019, 2020; 0: by $schema, else 2020
   std::string base;                      // URI of the schema
+  std::string place;                     // of the schema in what holds it, before its pointers
   std::map<std::string, Json> registry;  // URI -> document, for references outside the schema
   std::function<void()> interrupt;       // called now and then; may throw
 };

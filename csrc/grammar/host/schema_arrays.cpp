@@ -72,7 +72,7 @@ std::shared_ptr<ArrayShape> Schema::Impl::array_shape(const Conjunction& c) {
         break;
       case Atom::kUnique:
         if (no)
-          throw GrammarError("uniqueItems", "",
+          throw GrammarError("uniqueItems", nodes[size_t(l >> 1)].pointer,
                              "negated (items that are not unique) it is not supported");
         shape->unique = true;
         break;

@@ -34,11 +34,18 @@ std::vector<Case> Schema::Impl::cases(const Json& j, const Place& outer, bool to
                         "there are more than " + std::to_string(kMostCases) +
                             " ways to satisfy the schemas beside it");
   };
+  tell_unread(j, place);
+  const Here held(here, place.pointer);
+  if (const Json* v = j.find("$ref"); v && place.draft <= 7) {
+    if (v->kind != Json::kString) malformed("$ref", place.pointer, "expected a string");
+    const Resource to = resolve(v->text, place, "$ref");
+    return cases(*to.json, to.place, false, level + 1);
+  }
   Case base{kTrueLiteral, {}};
   std::vector<Literal> simple;
   read_simple(j, place, simple, &base.evaluated);
   base.formula = conjunction(std::move(simple));
-  if (!top) {
+  if (!top && place.draft >= 2019) {
     // A schema inside: its own unevaluated* has been taken into account where it is read.
     if (j.find("unevaluatedProperties")) base.evaluated.all_members = true;
     if (j.find("unevaluatedItems")) base.evaluated.all_items = true;
@@ -65,7 +72,7 @@ std::vector<Case> Schema::Impl::cases(const Json& j, const Place& outer, bool to
     return true;
   };
   for (const char* keyword : {"$ref", "$dynamicRef", "$recursiveRef"})
-    if (const Json* v = j.find(keyword)) {
+    if (const Json* v = j.find(keyword); v && reads_reference(keyword, place.draft)) {
       if (v->kind != Json::kString) malformed(keyword, place.pointer, "expected a string");
       if (keyword[1] != 'r' || keyword[3] == 'c') {
         const auto known = dynamic_anchors.find(
@@ -79,12 +86,12 @@ std::vector<Case> Schema::Impl::cases(const Json& j, const Place& outer, bool to
       product(cases(*to.json, to.place, false, level + 1));
     }
   if (const Json* v = j.find("allOf"))
-    for (size_t i = 0; i < v->items.size(); ++i)
+    for (size_t i = 0; i < schemas_in(*v, "allOf", place).size(); ++i)
       product(cases(v->items[i], at("/allOf/" + std::to_string(i)), false, level + 1));
   if (const Json* v = j.find("anyOf")) {
     std::vector<std::vector<Case>> annotated;
     std::vector<Literal> negated, others;
-    for (size_t i = 0; i < v->items.size(); ++i) {
+    for (size_t i = 0; i < schemas_in(*v, "anyOf", place).size(); ++i) {
       const Place p = at("/anyOf/" + std::to_string(i));
       std::vector<Case> c = cases(v->items[i], p, false, level + 1);
       if (plain(c)) {
@@ -119,7 +126,7 @@ std::vector<Case> Schema::Impl::cases(const Json& j, const Place& outer, bool to
   }
   if (const Json* v = j.find("oneOf")) {
     std::vector<Literal> whole;
-    for (size_t i = 0; i < v->items.size(); ++i)
+    for (size_t i = 0; i < schemas_in(*v, "oneOf", place).size(); ++i)
       whole.push_back(read(v->items[i], at("/oneOf/" + std::to_string(i))));
     std::vector<Case> ways;
     for (size_t i = 0; i < v->items.size(); ++i)
@@ -133,7 +140,7 @@ std::vector<Case> Schema::Impl::cases(const Json& j, const Place& outer, bool to
     bounded(ways);
     product(ways);
   }
-  if (const Json* v = j.find("if")) {
+  if (const Json* v = j.find("if"); v && place.draft >= 7) {
     std::vector<Case> ways;
     const std::vector<Case> then = j.find("then")
                                        ? cases(*j.find("then"), at("/then"), false, level + 1)
@@ -151,7 +158,9 @@ std::vector<Case> Schema::Impl::cases(const Json& j, const Place& outer, bool to
     for (const Case& e : otherwise) ways.push_back({conjunction({no, e.formula}), e.evaluated});
     product(ways);
   }
-  if (const Json* v = j.find("dependentSchemas"))
+  if (const Json* v = j.find("dependentSchemas"); v && place.draft >= 2019) {
+    if (v->kind != Json::kObject)
+      malformed("dependentSchemas", place.pointer, "expected an object");
     for (size_t i = 0; i < v->items.size(); ++i) {
       const Literal has = required(name(v->keys[i]));
       std::vector<Case> ways{{conjunction({has ^ 1}), {}},
@@ -163,6 +172,7 @@ std::vector<Case> Schema::Impl::cases(const Json& j, const Place& outer, bool to
             {conjunction({has, types(type_bit(JsonType::kObject)), c.formula}), c.evaluated});
       product(ways);
     }
+  }
   return all;
 }
 

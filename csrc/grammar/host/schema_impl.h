@@ -66,7 +66,7 @@ struct Node {
   Literal resolved = -1;  // kOneOf: the same without it
   int8_t known[kTypes] = {-1, -1, -1, -1,
                           -1, -1};  // -1 not asked, 0 false, 1 true, 2 it depends, 3 being asked
-  std::string pointer;
+  std::string pointer;              // where it was first read
 };
 
 inline int32_t clipped(int64_t n) { return int32_t(std::min<int64_t>(n, kUnbounded)); }
@@ -93,6 +93,10 @@ struct Evaluated {
     items = std::max(items, o.items);
   }
 };
+// Whether a draft has $ref, $dynamicRef or $recursiveRef.
+inline bool reads_reference(const std::string& keyword, int32_t draft) {
+  return keyword == "$ref" || draft == (keyword == "$dynamicRef" ? 2020 : 2019);
+}
 struct Case {
   Literal formula;
   Evaluated evaluated;
@@ -102,6 +106,17 @@ struct Case {
                                    const std::string& reason) {
   throw GrammarError(keyword, pointer, reason);
 }
+
+// Holds what is being read until it has been.
+class Here {
+ public:
+  Here(std::string& at, const std::string& now) : at_(at), before_(std::move(at)) { at_ = now; }
+  ~Here() { at_ = std::move(before_); }
+  Here(const Here&) = delete;
+
+ private:
+  std::string &at_, before_;
+};
 
 struct Schema::Impl {
   Langs* langs = nullptr;
@@ -150,10 +165,12 @@ struct Schema::Impl {
   std::deque<Json> kept;  // documents from the registry
   int32_t depth = 0;
   int32_t order = 0;
+  std::string here;            // pointer of the schema that is being read
+  std::set<const Json*> told;  // what its unread keywords have been told of
   Literal root = kTrueLiteral;
 
   void index(const Json&, Place, int32_t depth);
-  void add_document(const Json&, const std::string& base, int32_t draft);
+  void add_document(const Json&, const Place&);
   Literal read(const Json&, const Place&);
   Literal read_keywords(const Json&, const Place&);
   std::vector<Case> cases(const Json&, const Place&, bool items, int32_t depth);
@@ -161,7 +178,9 @@ struct Schema::Impl {
   Literal read_format(const Json&, const Place&);
   Literal one_of(std::vector<Literal>, const Place&);
   Resource resolve(const std::string& reference, const Place&, const char* keyword);
-  void warn(const std::string&);
+  std::vector<const Json*> schemas_in(const Json&, const char* keyword, const Place&);
+  void warn(const std::string& keyword, const std::string& pointer, const std::string& what);
+  void tell_unread(const Json&, const Place&);
 
   // goals
   struct GoalData {
@@ -182,11 +201,14 @@ struct Schema::Impl {
 
   struct Conjunction;
   Goal goal(std::vector<Literal>);
+  std::string pointer_of(Goal) const;
   Goal join(Goal, Literal);
   Truth known(Literal, JsonType);
   Truth possible_yet(Goal, bool* certain);
   void part(Goal, JsonType);
   void scalar_parts(Goal);
+  void read_scalars(Goal);
+  void find_shapes(Goal, JsonType);
   void number_part(GoalData&);
   void string_part(GoalData&);
   Lang number_language(Literal, std::set<int32_t>& open);

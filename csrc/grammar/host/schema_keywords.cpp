@@ -29,8 +29,7 @@ Literal Schema::Impl::read_format(const Json& v, const Place& place) {
   if (v.kind != Json::kString) malformed("format", place.pointer, "expected a string");
   if (!options.assert_formats) return kTrueLiteral;
   if (const auto lang = format(*langs, v.text)) return text(*lang);
-  warn("format at " + (place.pointer.empty() ? "the root" : place.pointer) + ": \"" + v.text +
-       "\" is not known and not checked");
+  warn("format", place.pointer, "\"" + v.text + "\" is not known and not checked");
   return kTrueLiteral;
 }
 
@@ -145,11 +144,12 @@ void Schema::Impl::read_simple(const Json& j, const Place& place, std::vector<Li
                        : place.draft >= 2020 ? find("prefixItems")
                                              : nullptr;
   if (listed) {
+    if (legacy_items && place.draft >= 2020 && find("prefixItems"))
+      malformed("items", place.pointer, "expected a schema: beside prefixItems it is no list");
     if (listed->kind != Json::kArray)
       malformed("prefixItems", place.pointer, "expected a list of schemas");
     if (legacy_items && place.draft >= 2020)
-      warn("items at " + (place.pointer.empty() ? "the root" : place.pointer) +
-           ": a list is read as prefixItems");
+      warn("items", place.pointer, "a list is read as prefixItems");
     for (const Json& item : listed->items) {
       const Literal l = read(item, at(std::string(legacy_items ? "/items/" : "/prefixItems/") +
                                       std::to_string(prefix)));
@@ -232,15 +232,13 @@ void Schema::Impl::read_simple(const Json& j, const Place& place, std::vector<Li
   } else if (options.strict && listed_members && !patterns && !find("unevaluatedProperties")) {
     all.push_back(members(std::move(others), kFalseLiteral));
   }
-  if (const Json* v = find("required"); v && !(v->boolean() && place.draft <= 4)) {
+  if (const Json* v = find("required")) {
     if (v->kind != Json::kArray) malformed("required", place.pointer, "expected a list of strings");
     for (const Json& k : v->items) {
       if (k.kind != Json::kString)
         malformed("required", place.pointer, "expected a list of strings");
       all.push_back(required(name(k.text)));
     }
-  } else if (v) {
-    malformed("required", place.pointer, "expected a list of strings");
   }
   if (const Json* v = find("minProperties"))
     if (const int64_t n = count_of(*v, "minProperties", place.pointer))
@@ -279,9 +277,7 @@ void Schema::Impl::read_simple(const Json& j, const Place& place, std::vector<Li
   }
   if (const Json* v = find("dependencies")) {
     if (v->kind != Json::kObject) malformed("dependencies", place.pointer, "expected an object");
-    if (place.draft >= 2019)
-      warn("dependencies at " + (place.pointer.empty() ? "the root" : place.pointer) +
-           ": read as up to draft 7");
+    if (place.draft >= 2019) warn("dependencies", place.pointer, "read as up to draft 7");
     for (size_t i = 0; i < v->items.size(); ++i) {
       const Json& d = v->items[i];
       if (d.kind == Json::kArray) {

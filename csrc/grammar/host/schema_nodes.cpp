@@ -72,6 +72,7 @@ Literal Schema::Impl::conjunction(std::vector<Literal> kids) {
     Node n{};
     n.kind = Node::kAnd;
     n.kids = std::move(unique);
+    n.pointer = here;
     nodes.push_back(std::move(n));
   }
   return at->second;
@@ -88,6 +89,7 @@ Literal Schema::Impl::atom(Atom a, const std::string& key) {
     Node n{};
     n.kind = Node::kAtom;
     n.atom = int32_t(atoms.size());
+    n.pointer = here;
     nodes.push_back(std::move(n));
     atoms.push_back(std::move(a));
   }

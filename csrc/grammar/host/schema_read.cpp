@@ -84,11 +84,80 @@ bool assertion(std::string_view k) {
                           "unevaluatedProperties"});
 }
 
+// The drafts that have a keyword, first and last.
+std::pair<int32_t, int32_t> drafts_of(std::string_view k) {
+  constexpr int32_t kNewest = 2020;
+  if (one_of_words(k, {"const", "contains", "propertyNames"})) return {6, kNewest};
+  if (one_of_words(k, {"if", "then", "else"})) return {7, kNewest};
+  if (one_of_words(k, {"dependentRequired", "dependentSchemas", "minContains", "maxContains",
+                       "unevaluatedItems", "unevaluatedProperties"}))
+    return {2019, kNewest};
+  if (k == "$recursiveRef") return {2019, 2019};
+  if (one_of_words(k, {"prefixItems", "$dynamicRef"})) return {2020, kNewest};
+  return {0, kNewest};
+}
+
+std::string draft_name(int32_t draft) {
+  return draft == 2019 ? "2019-09" : draft == 2020 ? "2020-12" : std::to_string(draft);
+}
+
 }  // namespace
 
-void Schema::Impl::warn(const std::string& w) {
-  if (warnings.size() < 200 && std::find(warnings.begin(), warnings.end(), w) == warnings.end())
-    warnings.push_back(w);
+void Schema::Impl::warn(const std::string& keyword, const std::string& pointer,
+                        const std::string& what) {
+  constexpr size_t kMost = 200;
+  if (warnings.size() > kMost) return;
+  const std::string w = keyword + " at " + (pointer.empty() ? "the root" : pointer) + ": " + what;
+  if (std::find(warnings.begin(), warnings.end(), w) != warnings.end()) return;
+  warnings.push_back(warnings.size() < kMost ? w : "there are more warnings than are listed");
+}
+
+// Warns of what says nothing where it stands.
+void Schema::Impl::tell_unread(const Json& j, const Place& place) {
+  if (!told.insert(&j).second) return;
+  const std::string draft = draft_name(place.draft);
+  if (const Json* s = j.find("$schema")) {
+    const int32_t said = s->kind == Json::kString ? draft_of(s->text, 0) : 0;
+    if (s->kind != Json::kString)
+      warn("$schema", place.pointer, "it is not a string: read as draft " + draft);
+    else if (!said && !options.registry.count(s->text.substr(0, s->text.find_last_not_of('#') + 1)))
+      warn("$schema", place.pointer, "\"" + s->text + "\" is not known: read as draft " + draft);
+    else if (said && said != place.draft)
+      warn("$schema", place.pointer,
+           "not read, as it stands inside of another schema: here the draft is " + draft);
+  }
+  const bool reference = place.draft <= 7 && j.find("$ref");
+  for (size_t i = 0; i < j.keys.size(); ++i) {
+    const std::string& k = j.keys[i];
+    if (annotation(k)) continue;
+    const auto needs = [&](const char* other) {
+      if (!j.find(other))
+        warn(k, place.pointer, std::string("not checked: it says nothing without ") + other);
+    };
+    if (reference) {
+      if (k != "$ref")
+        warn(k, place.pointer, "not checked: beside $ref draft " + draft + " reads nothing");
+    } else if (!assertion(k)) {
+      warn("unknown keyword \"" + k + "\"", place.pointer,
+           "not checked, as the specification says");
+    } else if (const auto [first, last] = drafts_of(k); place.draft < first || place.draft > last) {
+      warn(k, place.pointer, "not checked: it is no keyword of draft " + draft);
+    } else if (k == "additionalItems") {
+      const Json* items = j.find("items");
+      if (!items || items->kind != Json::kArray)
+        warn(k, place.pointer, "not checked: it says nothing without a list in items");
+    } else if (one_of_words(k, {"then", "else"})) {
+      needs("if");
+    } else if (one_of_words(k, {"minContains", "maxContains"})) {
+      needs("contains");
+    } else if (one_of_words(k, {"exclusiveMinimum", "exclusiveMaximum"})) {
+      if (j.items[i].boolean()) needs(k == "exclusiveMinimum" ? "minimum" : "maximum");
+      if (j.items[i].boolean() != (place.draft <= 4))
+        warn(k, place.pointer,
+             place.draft <= 4 ? "a number is read as from draft 6 on"
+                              : "true and false are read as in draft 4");
+    }
+  }
 }
 
 void Schema::Impl::tick() {
@@ -105,12 +174,11 @@ void Schema::Impl::tick() {
                           std::to_string(options.max_steps) + " steps");
 }
 
-void Schema::Impl::add_document(const Json& j, const std::string& base, int32_t draft) {
-  index(j, Place{base, "", draft}, 0);
+void Schema::Impl::add_document(const Json& j, const Place& place) {
+  index(j, place, 0);
   // Under the name it was asked for too, with the draft that it says it has.
   const auto own = places.find(&j);
-  resources.try_emplace(base,
-                        Resource{&j, own == places.end() ? Place{base, "", draft} : own->second});
+  resources.try_emplace(place.base, Resource{&j, own == places.end() ? place : own->second});
 }
 
 // Notes where the document names its parts.
@@ -187,7 +255,7 @@ Schema::Impl::Resource Schema::Impl::resolve(const std::string& reference, const
                          "can't resolve " + reference + ": there is no document " + uri +
                              " (pass it in registry={uri: schema})");
     kept.push_back(known->second);
-    add_document(kept.back(), uri, from.draft);
+    add_document(kept.back(), Place{uri, uri + "#", from.draft});
     found = resources.find(uri);
   }
   if (fragment.empty()) return found->second;
@@ -268,7 +336,8 @@ Literal Schema::Impl::read(const Json& j, const Place& outer) {
   n.pointer = place.pointer;
   nodes.push_back(std::move(n));
   read_schemas.emplace(&j, link);
-  const Literal l = read_keywords(j, place);
+  tell_unread(j, place);
+  const Literal l = placed([&] { return place.pointer; }, [&] { return read_keywords(j, place); });
   nodes[size_t(link >> 1)].kids = {l};
   read_schemas[&j] = l;
   --depth;
@@ -291,7 +360,18 @@ Literal Schema::Impl::one_of(std::vector<Literal> kids, const Place& place) {
   return l;
 }
 
+// The schemas that a keyword lists.
+std::vector<const Json*> Schema::Impl::schemas_in(const Json& v, const char* keyword,
+                                                  const Place& place) {
+  if (v.kind != Json::kArray || v.items.empty())
+    malformed(keyword, place.pointer, "expected a list of schemas that is not empty");
+  std::vector<const Json*> all;
+  for (const Json& x : v.items) all.push_back(&x);
+  return all;
+}
+
 Literal Schema::Impl::read_keywords(const Json& j, const Place& place) {
+  const Here held(here, place.pointer);
   if (place.draft <= 7 && j.find("$ref")) {
     const Json& r = *j.find("$ref");
     if (r.kind != Json::kString) malformed("$ref", place.pointer, "expected a string");
@@ -339,11 +419,9 @@ Literal Schema::Impl::read_keywords(const Json& j, const Place& place) {
   const auto list = [&](const char* keyword) {
     std::vector<Literal> out;
     if (const Json* v = j.find(keyword)) {
-      if (v->kind != Json::kArray || v->items.empty())
-        malformed(keyword, place.pointer, "expected a list of schemas that is not empty");
-      for (size_t i = 0; i < v->items.size(); ++i)
+      for (const Json* x : schemas_in(*v, keyword, place))
         out.push_back(
-            read(v->items[i], inner_place("/" + std::string(keyword) + "/" + std::to_string(i))));
+            read(*x, inner_place("/" + std::string(keyword) + "/" + std::to_string(out.size()))));
     }
     return out;
   };
@@ -376,9 +454,7 @@ Literal Schema::Impl::read_keywords(const Json& j, const Place& place) {
   }
   for (const char* keyword : {"$ref", "$dynamicRef", "$recursiveRef"}) {
     const Json* v = j.find(keyword);
-    if (!v || (keyword[1] == 'd' && place.draft < 2020) ||
-        (keyword[2] == 'e' && keyword[1] == 'r' && keyword[3] == 'c' && place.draft != 2019))
-      continue;
+    if (!v || !reads_reference(keyword, place.draft)) continue;
     if (v->kind != Json::kString) malformed(keyword, place.pointer, "expected a string");
     const Resource to = resolve(v->text, place, keyword);
     if (keyword[1] == 'd') {
@@ -398,11 +474,6 @@ Literal Schema::Impl::read_keywords(const Json& j, const Place& place) {
                            "way there, which is not supported");
     all.push_back(read(*to.json, to.place));
   }
-  for (const std::string& k : j.keys)
-    if (!annotation(k) && !assertion(k))
-      warn("unknown keyword \"" + k + "\" at " +
-           (place.pointer.empty() ? "the root" : place.pointer) +
-           ": not checked, as the specification says");
   return conjunction(std::move(all));
 }
 

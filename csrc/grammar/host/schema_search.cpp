@@ -207,9 +207,13 @@ Literal Schema::Impl::resolved(int32_t id) {
 // ------------------------------------------------------
 
 void Schema::Impl::scalar_parts(Goal id) {
+  if (goals[size_t(id)].parts & 1) return;
+  goals[size_t(id)].parts |= 15;
+  placed([&] { return pointer_of(id); }, [&] { read_scalars(id); });
+}
+
+void Schema::Impl::read_scalars(Goal id) {
   GoalData& g = goals[size_t(id)];
-  if (g.parts & 1) return;
-  g.parts |= 15;
   std::set<int32_t> open;
   bool values[3] = {true, true, true};
   for (const Literal l : g.literals)
@@ -226,6 +230,10 @@ void Schema::Impl::scalar_parts(Goal id) {
 void Schema::Impl::part(Goal id, JsonType type) {
   if (type != JsonType::kArray && type != JsonType::kObject) return scalar_parts(id);
   if (goals[size_t(id)].parts >> int(type) & 1) return;
+  placed([&] { return pointer_of(id); }, [&] { find_shapes(id, type); });
+}
+
+void Schema::Impl::find_shapes(Goal id, JsonType type) {
   const bool asked = goals[size_t(id)].maybe == -1;
   if (asked) goals[size_t(id)].maybe = 2;
   std::vector<Conjunction> ways;

@@ -25,6 +25,13 @@ Goal Schema::Impl::goal(std::vector<Literal> literals) {
   return at->second;
 }
 
+// Where what is asked of a goal was read: some place of those that agree on it.
+std::string Schema::Impl::pointer_of(Goal g) const {
+  for (const Literal l : goals[size_t(g)].literals)
+    if (const std::string& p = nodes[size_t(l >> 1)].pointer; !p.empty()) return p;
+  return options.place;
+}
+
 Goal Schema::Impl::join(Goal g, Literal l) {
   std::vector<Literal> all = goals[size_t(g)].literals;
   all.push_back(l);

@@ -214,6 +214,7 @@ Symbol TagRules::content(size_t tag) {
   }
   if (t.schema.empty()) throw GrammarError("schema", pointer, "it is empty; {} allows any value");
   rules_.schemas.push_back(t.schema);
+  rules_.places.push_back(pointer);
   return it->second = {Symbol::kSchema, int32_t(rules_.schemas.size()) - 1};
 }
 

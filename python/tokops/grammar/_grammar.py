@@ -1,6 +1,5 @@
 """Grammars: compiled from JSON Schema, regular expressions, EBNF, Lark or tags, and matched token by token."""
 
-import contextlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +28,8 @@ GrammarError.__doc__ = """A grammar that can't be compiled: a ValueError with th
 
 Attributes:
     keyword: the keyword or feature at fault.
-    pointer: where it stands: a JSON pointer, or "line:column".
+    pointer: where it stands: a JSON pointer (in ``compile_tags`` of the tags: /0/schema/..), or "line:column" in texts
+        of grammars, of patterns and of JSON (behind that of a ``%json``, a pointer inside of it). "" is the root.
     reason: what is wrong, as a sentence.
 """
 BudgetError = native.BudgetError
@@ -62,7 +62,8 @@ class Grammar:
 
     Attributes:
         vocabulary: what it was compiled for.
-        warnings: what was read and does not restrict the text (annotations that are not known, unknown formats).
+        warnings: what does not restrict the text and might be meant to: keywords that are not known, that the draft
+            does not have or that say nothing where they stand, unknown formats and drafts.
     """
 
     def __init__(self, vocabulary: Vocabulary, compiled: Any):
@@ -239,10 +240,10 @@ def compile_tags(
         raise ValueError("compile_tags: tags is empty")
     all_tags = [Tag(**t) if isinstance(t, dict) else t for t in tags]
     rows = []
-    for t in all_tags:
+    for i, t in enumerate(all_tags):
         schema = t.schema
-        if isinstance(schema, str):
-            schema = _loads(schema)
+        if isinstance(schema, str) and t.pattern is None:
+            schema = _loads(schema, f"/{i}/schema")
         rows.append((t.begin, schema if t.pattern is None else t.pattern, t.end, t.pattern is not None))
     return Grammar(
         vocab,
@@ -276,19 +277,22 @@ def fill_batch(matchers: Sequence[Any], mask: torch.Tensor, threads: int | None 
     native.fill_batch(matchers, mask, torch.get_num_threads() if threads is None else int(threads))
 
 
-def _loads(text: str) -> Any:
-    """JSON text with numbers as they are written."""
+def _loads(text: str, place: str = "") -> Any:
+    """JSON text with numbers as they are written. place: of the text in what holds it, for errors."""
     from decimal import Decimal
 
-    def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no JSON number")
-
     try:
-        return json.loads(text, parse_float=Decimal, parse_constant=refuse)
+        # NaN and infinities too: where they stand is told when the values are read.
+        return json.loads(text, parse_float=Decimal, parse_int=Decimal, parse_constant=Decimal)
     except RecursionError as error:
-        raise BudgetError("nesting: the schema is nested too deep") from error
-    except ValueError as error:
-        raised = GrammarError(f"schema: not JSON: {error}")
-        with contextlib.suppress(AttributeError):
-            raised.keyword, raised.pointer, raised.reason = "schema", "", f"not JSON: {error}"
-        raise raised from error
+        raise _located(BudgetError, "nesting", place, "the schema is nested too deep") from error
+    except json.JSONDecodeError as error:
+        place = place or f"{error.lineno}:{error.colno}"
+        raise _located(GrammarError, "schema", place, f"not JSON: {error}") from error
+
+
+def _located(kind: Any, keyword: str, pointer: str, reason: str) -> Exception:
+    """An error as the library raises it."""
+    raised = kind(f"{keyword} at {pointer or 'the root'}: {reason}")
+    raised.keyword, raised.pointer, raised.reason = keyword, pointer, reason
+    return raised
