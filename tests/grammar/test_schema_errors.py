@@ -1,5 +1,9 @@
-"""What a schema does not say is told: warnings of keywords without effect, errors with their place."""
+"""What a schema does not say is told: warnings of keywords without effect, errors with their place, no value at all."""
 
+import json
+import random
+
+import jsonschema
 import pytest
 
 from tokops import grammar as G
@@ -254,3 +258,100 @@ def test_errors_say_where_in_lark(schema, keyword, pointer):
 )
 def test_errors_say_where_in_a_pattern(pattern, pointer):
     assert refused(G.compile_regex, pattern).pointer == pointer
+
+
+# --- Schemas without a value
+
+ARRAY = {"type": "array"}
+NO_ONE = {**ARRAY, "prefixItems": [{"const": 2}], "maxItems": 1, "contains": {"const": 1}}
+ENDLESS = {
+    **ARRAY,
+    "prefixItems": [{"anyOf": [{"const": 1}, {"$ref": "#"}]}, ARRAY],
+    "maxItems": 1,
+    "contains": ARRAY,
+}
+
+
+def unique(fewest, **more):
+    return {**ARRAY, "uniqueItems": True, "minItems": fewest, **more}
+
+
+IMPOSSIBLE = {
+    "a count": NO_ONE,
+    "a count of itself": ENDLESS,
+    "booleans": unique(3, items={"type": "boolean"}),
+    "an enum": unique(3, items={"enum": [1, 2]}),
+    "equal numbers": unique(3, items={"enum": [1, 1.0, 2]}),
+    "many integers": unique(1001, items={"type": "integer", "minimum": 1, "maximum": 1000}),
+    "a matching": unique(3, prefixItems=[{"enum": ["a", "b"]}] * 3),
+    "two of one": unique(2, prefixItems=[{"const": "a"}, {"const": "a"}]),
+    "items of items": unique(3, items=unique(2, items={"type": "boolean"})),
+    "counts of one value": unique(2, items={"type": "boolean"}, contains={"const": True}, minContains=2),
+    "counts that leave too few": unique(
+        3, items={"enum": [1, 2, 3]}, contains={"enum": [1, 2]}, maxContains=1
+    ),
+}
+POSSIBLE = {
+    "booleans": (unique(2, items={"type": "boolean"}), b"[true,false]"),
+    "an enum": (unique(2, items={"enum": [1, 2]}), b"[2,1]"),
+    "many integers": (unique(20, items={"type": "integer", "minimum": 1, "maximum": 20}), None),
+    "a matching": (unique(2, prefixItems=[{"enum": ["a", "b", "c"]}, {"const": "a"}]), b'["b","a"]'),
+    "fewer": (unique(1, prefixItems=[{"const": "a"}, {"const": "a"}]), b'["a"]'),
+    "counts": (
+        unique(2, items={"enum": [1, 2, 3]}, contains={"enum": [1, 2]}, maxContains=1),
+        b"[1,3]",
+    ),
+    "anything": (unique(100000), None),
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_no_value_is_known_where_it_is_used(name):
+    schema = json.loads(json.dumps(IMPOSSIBLE[name]).replace('"#"', '"#/$defs/x"'))
+    defs, x = {"$defs": {"x": schema}}, {"$ref": "#/$defs/x"}
+    member = {**defs, "type": "object", "properties": {"a": x}}
+    for nowhere in (
+        {**defs, **x},
+        {**member, "required": ["a"]},
+        {**defs, **ARRAY, "items": x, "minItems": 1},
+        {**defs, "anyOf": [x, {"type": "object", "minProperties": 1, "additionalProperties": x}]},
+    ):
+        assert refused(G.compile_json_schema, nowhere).keyword == "schema"
+    matcher = compiled({**defs, "anyOf": [x, {"type": "null"}]}).matcher()
+    assert matcher.allowed_bytes() == b"n"
+    assert matcher.accept_bytes(b"null")
+    matcher = compiled(member, whitespace="none").matcher()
+    assert matcher.accept_bytes(b"{")
+    assert not matcher.accept_bytes(b'"a":')
+    assert matcher.accept_bytes(b"}")
+
+
+@pytest.mark.parametrize("name", POSSIBLE)
+def test_what_is_possible_is_not_refused(name):
+    schema, text = POSSIBLE[name]
+    grammar = compiled(schema)
+    assert text is None or accepts(grammar, text)
+
+
+def test_random_arrays_without_a_value():
+    """Of small arrays of unique items those are refused that have no value, and no others."""
+    rng, values = random.Random(5), [1, 2, 3, "a"]
+    refusals = 0
+    for _ in range(200):
+        some = [{"enum": rng.sample(values, rng.randint(1, 2))} for _ in range(rng.randint(1, 3))]
+        schema = unique(rng.randint(1, 4), prefixItems=some, maxItems=rng.randint(2, 4))
+        schema["items"] = {"enum": rng.sample(values, rng.randint(1, 3))}
+        if rng.random() < 0.5:
+            schema |= {"contains": {"enum": rng.sample(values, 2)}, "minContains": rng.randint(0, 2)}
+            schema["maxContains"] = rng.randint(1, 3)
+        valid = jsonschema.Draft202012Validator(schema).is_valid
+        arrays = [[]]
+        for _ in range(4):
+            arrays += [[*a, v] for a in arrays if len(a) == len(arrays[-1]) for v in values]
+        found = [a for a in arrays if valid(a)]
+        if found:
+            assert accepts(compiled(schema), json.dumps(found[-1]).encode()), schema
+        else:
+            refusals += 1
+            assert refused(G.compile_json_schema, schema).keyword == "schema", schema
+    assert 20 < refusals < 150

@@ -30,55 +30,66 @@ void Schema::Impl::work_out_all() {
         for (const Goal x : here) visit(x);
     tick();
   }
-  // The least set of possible goals.
+  // Arrays whose items can't all be different are only known when the items are: then anew.
+  for (bool again = true; again;) {
+    find_possible(order_);
+    again = false;
+    for (const Goal id : order_)
+      for (const auto& s : goals[size_t(id)].value.arrays)
+        if (s->unique &&
+            placed([&] { return pointer_of(id); }, [&] { return !distinct_possible(*s); }))
+          again = impossible.insert(s.get()).second;
+  }
+  for (const Goal id : order_)
+    for (const auto& s : goals[size_t(id)].arrays) {
+      if (!s->unique || impossible.count(s.get())) continue;
+      for (const auto& at : s->goals)
+        for (const Goal x : at) s->watched |= x >= 0 && !always_grows(goals[size_t(x)].value);
+      watched |= s->watched;
+    }
+}
+
+// The least set of possible goals, and what their values are.
+void Schema::Impl::find_possible(const std::vector<Goal>& all) {
+  for (const Goal id : all) {
+    GoalData& g = goals[size_t(id)];
+    g.possible = g.listed = false;
+    g.value.objects.clear();
+    g.value.arrays.clear();
+    g.value.few.reset();
+  }
   for (bool changed = true; changed;) {
     changed = false;
-    for (size_t i = order_.size(); i-- > 0;) {
-      GoalData& g = goals[size_t(order_[i])];
+    for (size_t i = all.size(); i-- > 0;) {
+      GoalData& g = goals[size_t(all[i])];
       if (g.possible) continue;
       const Value& v = g.value;
       bool p = v.null || v.no || v.yes || v.number != kNothing || !v.strings.empty();
       for (const auto& s : g.objects) p = p || shape_possible(*s);
-      for (const auto& s : g.arrays) p = p || shape_possible(*s);
+      placed([&] { return pointer_of(all[i]); },
+             [&] {
+               for (const auto& s : g.arrays) p = p || shape_possible(*s);
+             });
       if (p) g.possible = changed = true;
     }
     tick();
   }
-  for (const Goal id : order_) {
+  for (const Goal id : all) {
     GoalData& g = goals[size_t(id)];
     g.worked_out = true;
     for (const auto& s : g.objects)
       if (shape_possible(*s)) g.value.objects.push_back(s);
     for (const auto& s : g.arrays)
-      if (shape_possible(*s)) g.value.arrays.push_back(s);
+      if (placed([&] { return pointer_of(id); }, [&] { return shape_possible(*s); }))
+        g.value.arrays.push_back(s);
   }
-  for (const Goal id : order_)
+  for (const Goal id : all) {
     for (const auto& s : goals[size_t(id)].objects) finish(*s);
-  for (const Goal id : order_) {
-    GoalData& g = goals[size_t(id)];
-    std::vector<std::shared_ptr<const ArrayShape>> left;
-    for (const auto& s : g.arrays) {
-      finish(*s);
-      const int32_t none[8] = {};
-      if (s->viable.empty() || s->viable[size_t(array_state(*s, 0, none))]) left.push_back(s);
-    }
-    if (left.size() != g.arrays.size()) {
-      std::vector<std::shared_ptr<const ArrayShape>> kept_;
-      for (const auto& s : g.value.arrays)
-        if (std::find(left.begin(), left.end(), s) != left.end()) kept_.push_back(s);
-      g.value.arrays = std::move(kept_);
-    }
+    placed([&] { return pointer_of(id); },
+           [&] {
+             for (const auto& s : goals[size_t(id)].arrays) finish(*s);
+           });
   }
-  for (const Goal id : order_)
-    for (const auto& s : goals[size_t(id)].arrays) {
-      if (!s->unique) continue;
-      for (const auto& here : s->goals)
-        for (const Goal x : here) {
-          list_values(x);
-          s->watched |= x >= 0 && !always_grows(goals[size_t(x)].value);
-        }
-      watched |= s->watched;
-    }
 }
 
 Schema::Schema(Langs& langs, const Json& document, SchemaOptions options)

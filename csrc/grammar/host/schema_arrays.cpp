@@ -144,6 +144,53 @@ int32_t array_state(const ArrayShape& s, int32_t index, const int32_t* counts) {
   return state;
 }
 
+// Works out which states of the counts lead to an end; whether the empty array's does.
+bool Schema::Impl::counts_possible(const ArrayShape& s, std::vector<uint8_t>& viable) {
+  const int32_t last =
+      std::max({int32_t(s.goals.size()) - 1, s.fewest, s.most == kUnbounded ? 0 : s.most + 1});
+  int64_t combinations = 1;
+  std::vector<int32_t> caps;
+  for (const auto& k : s.counts) {
+    caps.push_back(k.most == kUnbounded ? k.fewest : k.most + 1);
+    combinations *= caps.back() + 1;
+    if (combinations * (last + 1) > kMostStates)
+      throw BudgetError(
+          "contains", "",
+          "counts of items have more than " + std::to_string(kMostStates) + " states");
+  }
+  viable.assign(size_t(combinations * (last + 1)), 0);
+  std::vector<int32_t> counts(s.counts.size());
+  for (int32_t i = last; i >= 0; --i) {
+    tick();
+    for (int64_t combo = combinations; combo-- > 0;) {
+      int64_t rest = combo;
+      for (size_t k = counts.size(); k-- > 0;) {
+        counts[k] = int32_t(rest % (caps[k] + 1));
+        rest /= caps[k] + 1;
+      }
+      bool ends = i >= s.fewest && i <= s.most, over = i > s.most;
+      for (size_t k = 0; k < counts.size(); ++k) {
+        ends &= counts[k] >= s.counts[k].fewest;
+        over |= counts[k] > s.counts[k].most;
+      }
+      bool ok = ends && !over;
+      if (!ok && !over && i < s.most) {
+        const auto& here_ = s.goals[size_t(s.position(i))];
+        for (uint32_t sub = 0; sub < here_.size() && !ok; ++sub) {
+          if (here_[sub] < 0 || !goals[size_t(here_[sub])].possible) continue;
+          std::vector<int32_t> next = counts;
+          for (size_t k = 0; k < counts.size(); ++k)
+            next[k] = std::min(next[k] + int32_t(sub >> k & 1), caps[k]);
+          if (std::min(i + 1, last) == i && next == counts) continue;
+          ok = viable[size_t(array_state(s, i + 1, next.data()))];
+        }
+      }
+      viable[size_t(array_state(s, i, counts.data()))] = ok;
+    }
+  }
+  return viable[size_t(array_state(s, 0, std::vector<int32_t>(counts.size()).data()))];
+}
+
 void Schema::Impl::finish(ArrayShape& s) {
   for (size_t i = 0; i < s.goals.size(); ++i) {
     bool any = false;
@@ -153,52 +200,12 @@ void Schema::Impl::finish(ArrayShape& s) {
     }
     if (!any) s.most = std::min<int32_t>(s.most, int32_t(i));
   }
-  if (!s.counts.empty()) {
-    const int32_t last =
-        std::max({int32_t(s.goals.size()) - 1, s.fewest, s.most == kUnbounded ? 0 : s.most + 1});
-    int64_t combinations = 1;
-    std::vector<int32_t> caps;
-    for (const auto& k : s.counts) {
-      caps.push_back(k.most == kUnbounded ? k.fewest : k.most + 1);
-      combinations *= caps.back() + 1;
-      if (combinations * (last + 1) > kMostStates)
-        throw BudgetError(
-            "contains", "",
-            "counts of items have more than " + std::to_string(kMostStates) + " states");
-    }
-    s.viable.assign(size_t(combinations * (last + 1)), 0);
-    std::vector<int32_t> counts(s.counts.size());
-    for (int32_t i = last; i >= 0; --i)
-      for (int64_t combo = combinations; combo-- > 0;) {
-        int64_t rest = combo;
-        for (size_t k = counts.size(); k-- > 0;) {
-          counts[k] = int32_t(rest % (caps[k] + 1));
-          rest /= caps[k] + 1;
-        }
-        bool ends = i >= s.fewest && i <= s.most, over = i > s.most;
-        for (size_t k = 0; k < counts.size(); ++k) {
-          ends &= counts[k] >= s.counts[k].fewest;
-          over |= counts[k] > s.counts[k].most;
-        }
-        bool ok = ends && !over;
-        if (!ok && !over && i < s.most) {
-          const auto& here = s.goals[size_t(s.position(i))];
-          for (uint32_t sub = 0; sub < here.size() && !ok; ++sub) {
-            if (here[sub] < 0) continue;
-            std::vector<int32_t> next = counts;
-            for (size_t k = 0; k < counts.size(); ++k)
-              next[k] = std::min(next[k] + int32_t(sub >> k & 1), caps[k]);
-            if (std::min(i + 1, last) == i && next == counts) continue;
-            ok = s.viable[size_t(array_state(s, i + 1, next.data()))];
-          }
-        }
-        s.viable[size_t(array_state(s, i, counts.data()))] = ok;
-      }
-  }
+  if (!s.counts.empty()) counts_possible(s, s.viable);
   if (s.most <= 1) s.unique = false;
 }
 
-bool Schema::Impl::shape_possible(const ArrayShape& s) const {
+bool Schema::Impl::shape_possible(const ArrayShape& s) {
+  if (s.fewest > s.most || impossible.count(&s)) return false;
   for (int32_t i = 0; i < s.fewest; ++i) {
     bool any = false;
     for (const Goal g : s.goals[size_t(s.position(i))]) any |= g >= 0 && goals[size_t(g)].possible;
@@ -213,7 +220,8 @@ bool Schema::Impl::shape_possible(const ArrayShape& s) const {
         any |= (sub >> k & 1) && here[sub] >= 0 && goals[size_t(here[sub])].possible;
     if (!any) return false;
   }
-  return true;
+  std::vector<uint8_t> viable;
+  return s.counts.empty() || counts_possible(s, viable);
 }
 
 }  // namespace tokops::grammar

@@ -224,13 +224,19 @@ struct Schema::Impl {
   void note_count(Lang, const std::string& pattern);
   std::unordered_map<Lang, Strings> counts;  // patterns ^[..]{m,n}$, without their bounds
   void work_out_all();
+  void find_possible(const std::vector<Goal>&);
+  std::set<const ArrayShape*> impossible;  // unique, with too few values
   bool shape_possible(const ObjectShape&) const;
-  bool shape_possible(const ArrayShape&) const;
+  bool shape_possible(const ArrayShape&);
+  bool counts_possible(const ArrayShape&, std::vector<uint8_t>& viable);
   void finish(ObjectShape&);
   void finish(ArrayShape&);
   void list_values(Goal);  // schema_items.cpp
   std::optional<std::vector<std::string>> few_scalars(const Value&);
   bool always_grows(const Value&) const;
+  Lang spelled_once();
+  int64_t most_values(Goal, int64_t cap);
+  bool distinct_possible(const ArrayShape&);
   bool watched = false;
   void tick();
 };
