@@ -157,6 +157,12 @@ def test_malformed_keywords(schema, keyword):
     assert (error.keyword, error.pointer) == (keyword, "")
 
 
+@pytest.mark.parametrize("keyword", ["unevaluatedItems", "unevaluatedProperties"])
+def test_malformed_where_nothing_is_left(keyword):
+    error = refused(G.compile_json_schema, {"items": {}, "additionalProperties": {}, keyword: 5})
+    assert (error.keyword, error.pointer) == ("schema", f"/{keyword}")
+
+
 # --- Where errors stand
 
 

@@ -166,7 +166,7 @@ struct Schema::Impl {
   int32_t depth = 0;
   int32_t order = 0;
   std::string here;            // pointer of the schema that is being read
-  std::set<const Json*> told;  // what its unread keywords have been told of
+  std::set<const Json*> told;  // whose unread keywords have been warned of
   Literal root = kTrueLiteral;
 
   void index(const Json&, Place, int32_t depth);

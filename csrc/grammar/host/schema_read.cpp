@@ -381,6 +381,10 @@ Literal Schema::Impl::read_keywords(const Json& j, const Place& place) {
   const bool members_left = j.find("unevaluatedProperties"),
              items_left = j.find("unevaluatedItems");
   if ((members_left || items_left) && place.draft >= 2019) {
+    // Also where all is evaluated.
+    for (const char* keyword : {"unevaluatedProperties", "unevaluatedItems"})
+      if (const Json* u = j.find(keyword))
+        read(*u, {place.base, place.pointer + "/" + keyword, place.draft});
     // Ways to satisfy the rest of the schema, each with what it evaluates.
     std::vector<Literal> ways;
     for (const Case& c : cases(j, place, true, 0)) {
