@@ -177,6 +177,12 @@ SchemaOptions options_of(const py::dict& d) {
   return o;
 }
 
+// What compiling one grammar may add to the languages that it shares.
+struct Compiling {
+  Langs::Account account{0, size_t(96) << 20};
+  Langs::Charged charged{account};
+};
+
 // `place`: of the schema, in what holds it.
 std::shared_ptr<Schema> schema_of(Lexemes& l, py::handle h, const py::dict& options,
                                   const std::string& place = "") {
@@ -261,6 +267,7 @@ PYBIND11_MODULE(_grammar, m) {
           "from_schema",
           [](const std::shared_ptr<Vocabulary>& v, py::handle schema, const py::dict& options) {
             auto l = v->lexemes();
+            const Compiling compiling;
             auto s = schema_of(*l, schema, options);
             return std::make_shared<Grammar>(v, std::move(l), std::move(s));
           })
@@ -269,6 +276,7 @@ PYBIND11_MODULE(_grammar, m) {
                      const std::string& source, const std::string& start, const py::function& loads,
                      const py::dict& options) {
                     auto l = v->lexemes();
+                    const Compiling compiling;
                     Rules r = dialect == "ebnf"   ? parse_ebnf(l->langs(), source, start)
                               : dialect == "lark" ? parse_lark(l->langs(), source, start)
                                                   : regex_rules(l->langs(), source);
@@ -303,6 +311,7 @@ PYBIND11_MODULE(_grammar, m) {
             o.at_least_one = at_least_one;
             o.stop_after_first = stop_after_first;
             auto l = v->lexemes();
+            const Compiling compiling;
             Rules r = tag_rules(l->langs(), all, o);
             simplify(l->langs(), r);
             std::vector<std::shared_ptr<Schema>> schemas;
