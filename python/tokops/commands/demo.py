@@ -49,6 +49,13 @@ def demo(
             "--constrain", help="Show texts under a JSON Schema instead: masks, AWRS, SMC and ASAp."
         ),
     ] = False,
+    hooks: Annotated[
+        bool,
+        typer.Option(
+            "--hooks",
+            help="Show what filters, CAAD, DeAL, a monitor and refusal tokens cost and do instead.",
+        ),
+    ] = False,
     out: Annotated[pathlib.Path, typer.Option(help="Folder for JSON and picture.")] = pathlib.Path(
         "demo-out"
     ),
@@ -58,13 +65,19 @@ def demo(
     from tokops.bench.run import machine
     from tokops.hf.model import ModelError
 
-    if compose + speculate + constrain > 1:
+    if compose + speculate + constrain + hooks > 1:
         raise typer.BadParameter(
-            "--compose, --speculate and --constrain show different things: give one of them"
+            "--compose, --speculate, --constrain and --hooks show different things: give one of them"
         )
     if exactness and not speculate:
         raise typer.BadParameter("--exactness goes with --speculate")
-    chosen = [(exactness, _exactness), (speculate, _speculate), (compose, _compose), (constrain, _constrain)]
+    chosen = [
+        (exactness, _exactness),
+        (speculate, _speculate),
+        (compose, _compose),
+        (constrain, _constrain),
+        (hooks, _hooks),
+    ]
     show = next((function for asked, function in chosen if asked), _demo)
     if threads:
         torch.set_num_threads(threads)
@@ -153,6 +166,19 @@ def _constrain(quick: bool, out: pathlib.Path, stage: Callable) -> tuple[list, l
     result = constrain.run(smollm2, tokenizer, constrain.QUICK if quick else constrain.FULL, stage)
     write_json(result, machine(), out / "constrain.json")
     return [constrain.table(result), constrain.sentence(result)], [out / "constrain.json"]
+
+
+def _hooks(quick: bool, out: pathlib.Path, stage: Callable) -> tuple[list, list[pathlib.Path]]:
+    """What constraining hooks cost and do: what to print, and the file that was written."""
+    from tokops.bench.run import machine
+    from tokops.demo import hooks
+    from tokops.hf import model
+    from tokops.kv.report import write_json
+
+    smollm2, tokenizer = model.load_smollm2(torch.float32)
+    result = hooks.run(smollm2, tokenizer, hooks.QUICK if quick else hooks.FULL, stage)
+    write_json(result, machine(), out / "hooks.json")
+    return [hooks.table(result)], [out / "hooks.json"]
 
 
 def register(app: typer.Typer) -> None:
