@@ -9,7 +9,7 @@ import pytest
 
 from tokops.grammar import GrammarError, compile_json_schema
 
-from .spelled import VOCABULARY, key
+from .spelled import VOCABULARY, key, texts
 
 ALPHABET = b'"{}[]:,012abcnul'
 SCALARS = (
@@ -133,6 +133,39 @@ def test_arrays():
 )
 def test_items_leave_later_ones_what_they_need(items):
     assert check({"type": "array", "uniqueItems": True, **items}) is not None
+
+
+AB = {"type": "string", "pattern": "^[ab]*$", "maxLength": 2}
+
+
+@pytest.mark.parametrize(
+    ("items", "count"),
+    [
+        ({"prefixItems": [AB, {"const": "a"}], "minItems": 2, "maxItems": 2}, 6),
+        ({"prefixItems": [AB, AB, *[{"enum": ["a", "b"]}] * 2], "minItems": 4, "maxItems": 4}, 40),
+        (
+            {
+                "prefixItems": [{"enum": ["a", "ab", "b"]}, {"enum": ["a", "ab"]}, {"const": "ab"}],
+                "minItems": 3,
+            },
+            None,
+        ),
+        ({"prefixItems": [{"enum": ["a", "ab"]}, {"const": "ab"}], "items": False}, 4),
+        (
+            {
+                "prefixItems": [{"enum": ["a", "ab"]}, {"const": "ab"}],
+                "items": False,
+                "contains": {"const": "ab"},
+            },
+            2,
+        ),
+    ],
+)
+def test_masks_know_what_an_item_ends_as(items, count):
+    """Of tokens that end one item and begin the next: every mask is what accept says."""
+    schema = {"type": "array", "uniqueItems": True, "items": False, **items}
+    found = list(texts(compile_json_schema(schema, VOCABULARY, whitespace="none").matcher()))
+    assert len(found) == (count or 1)
 
 
 @pytest.mark.parametrize("more", [{}, {"required": ["b"]}, {"minProperties": 1}])

@@ -101,6 +101,22 @@ def test_masks_are_the_matchers(vocab, grammars, device, seed):
     assert torch.equal(engine.state, finished)
 
 
+def test_what_an_item_has_is_not_what_it_leaves(vocab, device):
+    """Two arrays with the same values, one of them kept for the last item: which of the two tells where it leads."""
+    letter = {"enum": ["a", "b"]}
+    items = {"prefixItems": [letter, {"type": "string"}, letter], "items": False, "minItems": 3}
+    grammar = G.compile_json_schema({"type": "array", "uniqueItems": True, **items}, vocab, whitespace="none")
+    engine = G.DeviceEngine(vocab, 2, device)
+    matchers = [grammar.matcher(), grammar.matcher()]
+    for row in range(2):
+        engine.admit(row, grammar)
+    for tokens in zip(b'["a","c","b"]', b'["b","c","a"]', strict=True):
+        assert all(m.accept(t) for m, t in zip(matchers, tokens, strict=True))
+        engine.step(torch.tensor(tokens, device=device))
+        engine.refill()
+        assert torch.equal(engine.mask.cpu(), masks_of(vocab, matchers))
+
+
 @pytest.mark.parametrize(("states", "masks"), [(1, 1), (40, 2048), (8192, 3), (300, 30)])
 def test_rows_of_the_host(vocab, grammars, device, states, masks):
     engine = G.DeviceEngine(vocab, len(grammars), device, max_states=states, max_masks=masks)

@@ -185,11 +185,15 @@ class DeviceTables::Describer {
     for (size_t i = 0; i < n; ++i) put(s, m_.words_[f.words + i]);
   }
   void put_texts(std::string& s, const Frame& f) {
-    std::vector<std::string_view> texts;
-    for (uint32_t i = f.list; i; i = m_.list_[i - 1].next) texts.push_back(m_.list_[i - 1].text);
+    std::vector<std::pair<bool, std::string_view>> texts;
+    for (uint32_t i = f.list; i; i = m_.list_[i - 1].next)
+      texts.emplace_back(m_.list_[i - 1].state == kReserved, m_.list_[i - 1].text);
     std::sort(texts.begin(), texts.end());
     put(s, uint32_t(texts.size()));
-    for (const std::string_view t : texts) put_text(s, t);
+    for (const auto& [reserved, t] : texts) {
+      put(s, reserved);
+      put_text(s, t);
+    }
   }
 };
 

@@ -68,6 +68,9 @@ class Grammar {
   mutable Langs::Account account_;
 };
 
+// Listed::state of a value that the present item of an array leaves to later ones.
+inline constexpr int32_t kReserved = -2;
+
 enum class Phase : uint8_t {
   kValue,       // a value may start; id: goal
   kString,      // id: goal, index: which of its strings, lang, escape, count: code points so far

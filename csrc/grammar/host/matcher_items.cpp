@@ -10,7 +10,6 @@ namespace {
 
 constexpr int64_t kMostLeaves = 1000;
 constexpr size_t kMostNested = 10000;
-constexpr int32_t kReserved = -2;
 
 // Words of a finite language, at most cap, that begin with a code point which an open escape can
 // still become.
@@ -139,6 +138,7 @@ bool Matcher::reserve(const Frame& array, uint32_t* list) {
     if (!few && i >= int32_t(s.goals.size()) - 1) break;  // nor are those behind it
   }
   if (later.empty()) return true;
+  if (unknown_item_) ++unchecked_;
   std::vector<std::string_view> values;
   for (size_t i = 0; i < later.size(); ++i)
     if (i == 0 || later[i] != later[i - 1])
@@ -203,6 +203,7 @@ bool Matcher::reserve(const Frame& array, uint32_t* list) {
 void Matcher::reserve_counted(Frame& array, Goal item) {
   const ArrayShape& s = array_of(array);
   const Schema& schema = grammar_->schema(array.schema);
+  if (unknown_item_) ++unchecked_;
   ArraySoFar a;
   for (uint32_t i = array.list; i; i = list_[i - 1].next) a.items.push_back(list_[i - 1].text);
   for (size_t k = 0; k < s.counts.size(); ++k) a.counts.push_back(int32_t(words_[array.words + k]));

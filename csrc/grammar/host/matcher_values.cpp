@@ -183,8 +183,9 @@ void Matcher::begin_item(uint32_t frame, int32_t b) {
         for (size_t k = 0; k < s.counts.size(); ++k) words_.push_back(uint64_t(counts[k]));
         if (s.unique) reserve_counted(next, g);
       }
-      if (s.unique && next.list) {  // some item that isn't there yet
+      if (s.unique) {  // some item that isn't there yet
         const auto& few = grammar_->schema(f.schema).value(g).few;
+        if (few && unknown_item_) ++unchecked_;
         if (few && std::all_of(few->begin(), few->end(),
                                [&](const std::string& x) { return listed(next, x); }))
           continue;
