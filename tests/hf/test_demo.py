@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tokops.demo import measure, report, run, ways
 from tokops.demo.plan import FULL, QUICK, Plan, available_memory
 from tokops.hf import contexts, quality
+from tokops.kv.report import write_json
 
 PLAN = Plan(
     prompt=40,
@@ -162,7 +163,7 @@ def test_the_table_the_sentences_and_the_files(result, tmp_path):
     assert "8 steps" in said
     report.picture(result, tmp_path / "demo.png")
     assert (tmp_path / "demo.png").stat().st_size > 10_000
-    report.write_json(result, {"device": "test"}, tmp_path / "demo.json")
+    write_json(result, {"device": "test"}, tmp_path / "demo.json")
     read = json.loads((tmp_path / "demo.json").read_text())
     assert len(read["rows"]) == len(result.rows)
     assert read["plan"]["budgets"] == [4, 8]

@@ -16,6 +16,7 @@ from tokops.demo import exactness, speculate, speculate_report, texts
 from tokops.hf import model as real
 from tokops.hf.patching import run_of
 from tokops.hf.quality import Difference
+from tokops.kv.report import write_json
 
 PLAN = speculate.Plan(prompt=128, new=16, rounds=1, least=1, seconds=0.0)
 EXACT = exactness.Plan(prompts=4, new=10, batch=3, shortest=100, longest=130)
@@ -220,7 +221,7 @@ def test_exactness_alone_and_in_ragged_batches(model, tmp_path):
     console.print(exactness.table(found))
     assert console.export_text().count("4 of 4") == 4
     assert exactness.sentence(found).endswith("met.")
-    exactness.write_json(found, {"device": "test"}, tmp_path / "x.json")
+    write_json(found, {"device": "test"}, tmp_path / "x.json")
     assert json.loads((tmp_path / "x.json").read_text())["met"] is True
 
 

@@ -104,12 +104,13 @@ def _demo(quick: bool, out: pathlib.Path, stage: Callable) -> tuple[list, list[p
     from tokops.demo import plan, report
     from tokops.demo.run import run
     from tokops.hf import model
+    from tokops.kv.report import write_json
 
     loaded = {name: model.load_smollm2(dtype) for name, dtype in plan.DTYPES.items()}
     models, tokenizer = {name: pair[0] for name, pair in loaded.items()}, loaded["fp32"][1]
     ids = tokenizer(long_text(), return_tensors="pt").input_ids[0]
     result = run(models, ids, plan.QUICK if quick else plan.FULL, stage)
-    report.write_json(result, machine(), out / "demo.json")
+    write_json(result, machine(), out / "demo.json")
     report.picture(result, out / "demo.png")
     said = [f"- {sentence}" for sentence in report.sentences(result)]
     return [report.table(result), *said], [out / "demo.json", out / "demo.png"]
@@ -148,10 +149,11 @@ def _exactness(quick: bool, out: pathlib.Path, stage: Callable) -> tuple[list, l
     from tokops.bench.run import machine
     from tokops.demo import exactness
     from tokops.hf import model
+    from tokops.kv.report import write_json
 
     smollm2, tokenizer = model.load_smollm2(torch.float32)
     result = exactness.run(smollm2, tokenizer, exactness.QUICK if quick else exactness.FULL, stage)
-    exactness.write_json(result, machine(), out / "exactness.json")
+    write_json(result, machine(), out / "exactness.json")
     return [exactness.table(result), exactness.sentence(result)], [out / "exactness.json"]
 
 

@@ -1,7 +1,5 @@
 """Whether greedy speculation gives the tokens of plain greedy decoding, over many prompts, alone and in batches."""
 
-import json
-import pathlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -146,8 +144,3 @@ def sentence(result: Result) -> str:
         f"{len(apart)} of {len(result.findings)} texts differ from {STOCK} decoding; every first difference at a gap "
         f"below {MOST_GAP:.0e}: {'met' if result.met else 'MISSED'}."
     )
-
-
-def write_json(result: Result, machine: dict, path: pathlib.Path) -> None:
-    """All findings, and what they were found on."""
-    path.write_text(json.dumps({"machine": machine, **result.to_dict()}, indent=1) + "\n")

@@ -1,6 +1,5 @@
 """The demo's table, its sentences, its picture and its JSON file."""
 
-import json
 import pathlib
 from collections.abc import Sequence
 
@@ -133,8 +132,3 @@ def _draw_quality(axes, rows: Sequence[Row]) -> None:
     axes.set_title("next token against dense decoding", fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-
-
-def write_json(result: Result, machine: dict, path: pathlib.Path) -> None:
-    """All numbers, and what they were measured on."""
-    path.write_text(json.dumps({"machine": machine, **result.to_dict()}, indent=1) + "\n")
