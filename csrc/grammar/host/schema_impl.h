@@ -118,6 +118,15 @@ class Here {
   std::string &at_, before_;
 };
 
+inline bool one_of_words(std::string_view s, std::initializer_list<std::string_view> words) {
+  for (const std::string_view w : words)
+    if (s == w) return true;
+  return false;
+}
+
+// The draft that a URI names; `otherwise` where it names none.
+int32_t draft_of(std::string_view uri, int32_t otherwise);
+
 struct Schema::Impl {
   Langs* langs = nullptr;
   SchemaOptions options;
