@@ -15,6 +15,9 @@ enum : int32_t {
 // Entries of `next` and of `mask_of` that are no state and no mask.
 enum : int32_t { kNotAllowed = -1, kNotKnown = -2 };
 
+// Words of a part of a mask: gm_walk says for each part whether it could tell.
+constexpr int64_t kWalkWords = 32;
+
 struct Automaton {
   const int32_t* next;       // [S, 256]
   const uint8_t* accepting;  // [S]
@@ -29,6 +32,8 @@ struct TokenBytes {
 };
 
 namespace {  // headers of .isa.cpp files must not emit shared symbols
+
+TOKOPS_HD int64_t walk_parts(int64_t words) { return (words + kWalkWords - 1) / kWalkWords; }
 
 TOKOPS_HD bool is_state(const Automaton& a, int32_t state) { return state >= 0 && state < a.S; }
 

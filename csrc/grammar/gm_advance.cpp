@@ -1,11 +1,9 @@
 #include "grammar/gm_advance.h"
 
-#include "common/check.h"
+#include "grammar/automaton_check.h"
 
 namespace tokops {
 namespace {
-
-using torch::stable::contiguous;
 
 constexpr const char* kOp = "gm_advance";
 
@@ -23,18 +21,10 @@ void gm_advance_op(const Tensor& state, const Tensor& tokens, const Tensor& next
   check_tensor(kOp, "tokens", tokens, 1, {ScalarType::Int, ScalarType::Long}, state);
   check_shape(kOp, "tokens", tokens, {p.B}, "[B]");
   p.wide = tokens.scalar_type() == ScalarType::Long;
-  check_tensor(kOp, "next", next, 2, {ScalarType::Int}, state);
-  p.tables.S = next.size(0);
-  check_shape(kOp, "next", next, {p.tables.S, 256}, "[S, 256]");
-  check_tensor(kOp, "accepting", accepting, 1, {ScalarType::Byte}, state);
-  check_shape(kOp, "accepting", accepting, {p.tables.S}, "[S]");
-  check_tensor(kOp, "token_offset", token_offset, 1, {ScalarType::Int}, state);
-  STD_TORCH_CHECK(token_offset.size(0) >= 1, kOp, ": token_offset must be [V + 1], got [0]");
-  p.text.V = token_offset.size(0) - 1;
-  check_tensor(kOp, "token_bytes", token_bytes, 1, {ScalarType::Byte}, state);
-  p.text.size = token_bytes.size(0);
-  check_tensor(kOp, "eos", eos, 1, {ScalarType::Int}, state);
-  p.text.E = eos.size(0);
+  const AutomatonTensors a =
+      check_automaton(kOp, state, next, accepting, token_offset, token_bytes, eos);
+  p.tables = a.tables;
+  p.text = a.text;
   check_tensor(kOp, "missed", missed, 2, {ScalarType::Int}, state);
   check_shape(kOp, "missed", missed, {p.B, 2}, "[B, 2]");
   check_tensor(kOp, "history", history, 2, {ScalarType::Int}, state);
@@ -48,16 +38,9 @@ void gm_advance_op(const Tensor& state, const Tensor& tokens, const Tensor& next
   check_dense("history", history);
   check_dense("position", position);
   if (p.B == 0) return;
-  const Tensor ids = contiguous(tokens), table = contiguous(next), ends = contiguous(accepting),
-               offsets = contiguous(token_offset), bytes = contiguous(token_bytes),
-               stops = contiguous(eos);
+  const Tensor ids = torch::stable::contiguous(tokens);
   p.state = state.mutable_data_ptr<int32_t>();
   p.tokens = ids.const_data_ptr();
-  p.tables.next = static_cast<const int32_t*>(table.const_data_ptr());
-  p.tables.accepting = static_cast<const uint8_t*>(ends.const_data_ptr());
-  p.text.offset = static_cast<const int32_t*>(offsets.const_data_ptr());
-  p.text.bytes = static_cast<const uint8_t*>(bytes.const_data_ptr());
-  p.text.eos = static_cast<const int32_t*>(stops.const_data_ptr());
   p.missed = missed.mutable_data_ptr<int32_t>();
   p.history = history.mutable_data_ptr<int32_t>();
   p.position = position.mutable_data_ptr<int32_t>();

@@ -1,5 +1,7 @@
 #include "grammar/gm_compose.h"
 
+#include <optional>
+
 #include "common/check.h"
 
 namespace tokops {
@@ -10,7 +12,8 @@ using torch::stable::contiguous;
 constexpr const char* kOp = "gm_compose";
 
 void gm_compose_op(const Tensor& state, const Tensor& mask_of, const Tensor& pool,
-                   const Tensor& host_mask, const Tensor& eos_mask, const Tensor& out) {
+                   const Tensor& host_mask, const Tensor& eos_mask, const Tensor& out,
+                   const std::optional<Tensor>& left) {
   GmCompose p{};
   check_tensor(kOp, "state", state, 1, {ScalarType::Int}, state);
   p.B = state.size(0);
@@ -26,6 +29,11 @@ void gm_compose_op(const Tensor& state, const Tensor& mask_of, const Tensor& poo
   check_tensor(kOp, "out", out, 2, {ScalarType::Int}, state);
   check_shape(kOp, "out", out, {p.B, p.W}, "[B, W]");
   STD_TORCH_CHECK(out.is_contiguous(), kOp, ": out must be contiguous");
+  p.parts = walk_parts(p.W);
+  if (left) {
+    check_tensor(kOp, "left", *left, 2, {ScalarType::Int}, state);
+    check_shape(kOp, "left", *left, {p.B, p.parts}, "[B, ceil(W / 32)]");
+  }
   if (p.B == 0 || p.W == 0) return;
   const Tensor states = contiguous(state), masks = contiguous(mask_of), table = contiguous(pool),
                rows = contiguous(host_mask), stops = contiguous(eos_mask);
@@ -34,6 +42,8 @@ void gm_compose_op(const Tensor& state, const Tensor& mask_of, const Tensor& poo
   p.pool = static_cast<const int32_t*>(table.const_data_ptr());
   p.host_mask = static_cast<const int32_t*>(rows.const_data_ptr());
   p.eos_mask = static_cast<const int32_t*>(stops.const_data_ptr());
+  const Tensor parts = left ? contiguous(*left) : states;
+  if (left) p.left = static_cast<const int32_t*>(parts.const_data_ptr());
   p.out = out.mutable_data_ptr<int32_t>();
   Launch launch(state);
   gm_compose(p, launch.queue);

@@ -12,9 +12,15 @@ __global__ void __launch_bounds__(kThreads) gm_compose_kernel(GmCompose p) {
   using Words = Pack<int32_t, kVec>;
   const int64_t b = blockIdx.y, packs = p.W / kVec;
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  bool walked = is_walked(p, b);
+  if (walked) {
+    bool left = false;
+    for (int64_t j = threadIdx.x; j < p.parts; j += kThreads) left |= p.left[b * p.parts + j] != 0;
+    walked = !__syncthreads_or(left);
+  }
   if (i >= packs) return;
   int32_t fill;
-  const int32_t* const from = mask_source(p, b, &fill);
+  const int32_t* const from = mask_source(p, b, walked, &fill);
   Words words;
   if (from) {
     words = reinterpret_cast<const Words*>(from)[i];
@@ -39,6 +45,7 @@ void gm_compose(const GmCompose& p, const Queue& q) {
     part.B = p.B - b < kMostRows ? p.B - b : kMostRows;
     part.state += b;
     part.host_mask += b * p.W;
+    if (p.left) part.left += b * p.parts;
     part.out += b * p.W;
     launch(wide ? gm_compose_kernel<4> : gm_compose_kernel<1>,
            dim3(unsigned((packs + kThreads - 1) / kThreads), unsigned(part.B)), dim3(kThreads), 0,

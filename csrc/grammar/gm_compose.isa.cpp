@@ -13,8 +13,10 @@ void gm_compose_copy(const GmCompose& p, const Queue& q) {
   const int64_t rows = kWordsPerThread / p.W;
   q.parallel(p.B, rows > 1 ? rows : 1, [&](int64_t b0, int64_t b1) {
     for (int64_t b = b0; b < b1; ++b) {
+      bool walked = is_walked(p, b);
+      for (int64_t i = 0; walked && i < p.parts; ++i) walked = !p.left[b * p.parts + i];
       int32_t fill;
-      const int32_t* const from = mask_source(p, b, &fill);
+      const int32_t* const from = mask_source(p, b, walked, &fill);
       int32_t* const out = p.out + b * p.W;
       if (from)
         std::memcpy(out, from, size_t(p.W) * 4);

@@ -85,10 +85,10 @@ def walk(vocab, engine, grammars, steps, seed, device="cpu"):
         yield matchers, tokens
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_masks_are_the_matchers(vocab, grammars, device, seed):
+@pytest.mark.parametrize(("seed", "on_device"), [(0, False), (1, None), (2, True)])
+def test_masks_are_the_matchers(vocab, grammars, device, seed, on_device):
     """Batches of all grammars, with room in the tables; then the same texts again, which no row waits for."""
-    engine = G.DeviceEngine(vocab, len(grammars), device, max_states=32768, max_masks=2048)
+    engine = G.DeviceEngine(vocab, len(grammars), device, max_states=32768, max_masks=2048, walk=on_device)
     texts = [tokens for _, tokens in walk(vocab, engine, grammars, 30, seed, device)]
     assert not engine.errors
     finished = engine.state.clone()
@@ -218,6 +218,10 @@ def test_states_are_few_where_the_past_does_not_matter(vocab):
         (G.compile_ebnf(EBNF, vocab), b"1+2" * 200),
         (G.compile_json_schema({"type": "string", "minLength": 3}, vocab), b'"' + b"ab" * 300),
         (
+            G.compile_json_schema({"type": "string"}, vocab),
+            b'"' + b"".join(b"\\u%04x\\ud83d\\ud%03x" % (c, 0xC00 + c % 1024) for c in range(0, 0xD800, 37)),
+        ),
+        (
             G.compile_json_schema({"type": "array", "items": {"type": "array"}, "minItems": 2}, vocab),
             b"[[1],[]," + b"[12],[]," * 100,
         ),
@@ -282,6 +286,77 @@ def test_warm_tables_make_no_row_wait(vocab):
         assert torch.equal(engine.step(torch.tensor([b])), masks_of(vocab, [m])), m.text
 
 
+#: Languages of few states.
+FEW = (
+    {"enum": ["ab", 12, {"a": [1]}, None]},
+    {"type": "string", "minLength": 3},
+    {"type": "array", "items": {"enum": [1, "ab"]}, "minItems": 2, "maxItems": 3},
+    {
+        "type": "object",
+        "properties": {"a": {"type": "string"}, "b": {"type": "integer"}},
+        "required": ["b"],
+        "additionalProperties": False,
+    },
+)
+
+
+@pytest.mark.parametrize("schema", FEW)
+def test_masks_are_walked_on_the_device(vocab, device, schema):
+    """Tables that are whole: no row waits, and the host works no mask out but the first."""
+    grammar = G.compile_json_schema(schema, vocab, max_whitespace=2)
+    engine = G.DeviceEngine(vocab, 3, device, walk=True, max_masks=1)
+    assert engine.explore(grammar)
+    whole = engine.tables.states
+    draw, matchers = random.Random(2), [grammar.matcher() for _ in range(3)]
+    for row in range(3):
+        engine.admit(row, grammar)
+    for _ in range(40):
+        want = masks_of(vocab, matchers)
+        assert torch.equal(engine.mask.cpu(), want), [m.text for m in matchers]
+        tokens = [draw.choice(ids(row)) for row in want]
+        if not matchers[0].is_done():
+            parents, drafted = [-1, 0, -1], [tokens[0], ord("a"), ord(",")]
+            want = vocab.masks(3)
+            matchers[0].fill_tree(parents, drafted, want)
+            got = engine.tree(0, parents, torch.tensor(drafted, device=device), wait=False)
+            assert torch.equal(got.cpu(), want)
+        for m, t in zip(matchers, tokens, strict=True):
+            assert m.is_done() or m.accept(t)
+        engine.step(torch.tensor(tokens, device=device))
+    assert (engine.tables.states, engine.tables.masks) == (whole, 1)
+    assert engine.explore(grammar, whole)
+    assert engine.tables.states == whole
+
+
+def test_tables_that_are_not_whole(vocab, grammars, device):
+    """What the tables cannot tell is not guessed: a mask is the matcher's, or clear until it is worked out."""
+    clear = known = 0
+    for states in (0, 1, 5, 40):
+        engine = G.DeviceEngine(vocab, len(grammars), device, walk=True)
+        for g in grammars[::2]:
+            engine.explore(g, states)
+        matchers = [g.matcher() for g in grammars]
+        for row, g in enumerate(grammars):
+            engine.admit(row, g)
+        draw = random.Random(states)
+        for _ in range(6):
+            tokens = [draw.choice(ids(mask)) for mask in masks_of(vocab, matchers)]
+            for m, t in zip(matchers, tokens, strict=True):
+                assert m.is_done() or m.accept(t)
+            engine.step(torch.tensor(tokens, device=device))
+            want = masks_of(vocab, matchers)
+            found = engine.mask.cpu()
+            empty = ~found.any(1)
+            clear, known = clear + int(empty.sum()), known + int((~empty).sum())
+            assert torch.equal(found[~empty], want[~empty])
+            engine.refill(explore=False)
+            assert torch.equal(engine.mask.cpu(), want)
+    assert clear > 100
+    assert known > 100
+    with pytest.raises(ValueError, match="states: expected at least 0, got -1"):
+        engine.explore(grammars[0], -1)
+
+
 def test_trees(vocab, grammars, device):
     draw = random.Random(5)
     for states in (8192, 30):
@@ -318,15 +393,17 @@ def test_trees(vocab, grammars, device):
         engine.tree(0, [0], torch.tensor([1], device=device))
 
 
-def test_steps_read_nothing_on_the_host(vocab, grammars):
-    """A step is two ops on tensors that stay where they are."""
-    engine = G.DeviceEngine(vocab, 4, max_states=64, max_masks=64)
+@pytest.mark.parametrize("walk", [False, True])
+def test_steps_read_nothing_on_the_host(vocab, grammars, walk):
+    """A step is two or three ops on tensors that stay where they are."""
+    engine = G.DeviceEngine(vocab, 4, max_states=64, max_masks=64, walk=walk)
     engine.admit(0, grammars[0])
     places = [x.data_ptr() for x in (engine.state, engine.mask, engine._next, engine._pool)]
     traced = torch.fx.experimental.proxy_tensor.make_fx(lambda t: engine.step(t))(torch.tensor([0, 1, 2, 3]))
     called = [str(n.target) for n in traced.graph.nodes if n.op == "call_function"]
     assert [c for c in called if "tokops" in c] == [
         "tokops.gm_advance.default",
+        *(["tokops.gm_walk.default"] if walk else []),
         "tokops.gm_compose.default",
     ], called
     assert not any("item" in c or "_local_scalar_dense" in c for c in called), called

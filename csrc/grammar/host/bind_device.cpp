@@ -44,6 +44,7 @@ void bind_device(py::module_& m) {
       .def("add", [](DeviceTables& t, const std::shared_ptr<Grammar>& g) { return t.add(g); })
       .def("visit", &DeviceTables::visit)
       .def("explore", &DeviceTables::explore)
+      .def("explore_all", &DeviceTables::explore_all)
       .def("explore_loops", &DeviceTables::explore_loops)
       .def("mask", &DeviceTables::mask)
       .def("mask_known",

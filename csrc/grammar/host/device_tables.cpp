@@ -67,7 +67,9 @@ class DeviceTables::Describer {
     put(s, c.space);
     put(s, c.id);
     put(s, c.lang);
-    put(s, c.escape);
+    // What a character is tells nothing where any may stand; unique items have their text below.
+    const bool any = c.phase == Phase::kString && c.lang == m_.grammar().langs().text();
+    put(s, any ? escape_class(c.escape) : c.escape);
     int32_t count = c.count;
     if (c.phase == Phase::kString) {
       const Strings& b = m_.grammar().schema(m_.frame(c.frame).schema).value(c.id).strings[c.index];
@@ -344,6 +346,25 @@ bool DeviceTables::explore(int32_t state) {
     return false;
   }
   explored_[size_t(state)] = all;
+  return all;
+}
+
+bool DeviceTables::explore_all(int32_t state, int32_t most) {
+  check(state);
+  std::vector<int32_t> found{state};
+  std::vector<uint8_t> seen(size_t(max_states_), 0);
+  seen[size_t(state)] = 1;
+  bool all = true;
+  for (size_t i = 0; i < found.size(); ++i) {
+    if (most-- <= 0) return false;
+    all &= explore(found[i]);
+    for (int b = 0; b < 256; ++b) {
+      const int32_t to = next(found[i])[b];
+      if (to < 0 || seen[size_t(to)]) continue;
+      seen[size_t(to)] = 1;
+      found.push_back(to);
+    }
+  }
   return all;
 }
 

@@ -28,6 +28,9 @@ class DeviceTables {
   int32_t visit(int32_t state, int32_t token);
   // Works out all bytes of a state. False where there is no room.
   bool explore(int32_t state);
+  // The same for what a state leads to, nearest first, of at most so many states. Whether that was
+  // all.
+  bool explore_all(int32_t state, int32_t most);
   // Works out all bytes of the states on a token's way that a byte of it leaves as they are: the
   // insides of strings, to which texts come back again and again.
   void explore_loops(int32_t state, int32_t token);

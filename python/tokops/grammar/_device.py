@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._gm_advance import DEAD, FINISHED, FREE, HOST, NOT_KNOWN, WAITING, gm_advance_
+from ._gm_advance import DEAD, FINISHED, FREE, HOST, NOT_KNOWN, WAITING, gm_advance_, walk_parts
 from ._gm_compose import gm_compose_
+from ._gm_walk import gm_walk_
 from ._grammar import Grammar, GrammarError, Vocabulary, native
 
 __all__ = ["DeviceEngine"]
@@ -28,10 +29,12 @@ class DeviceEngine:
     """Rows of a batch, each under a grammar of its own; states and masks stay on the device.
 
     What a matcher may still do is a state of a deterministic automaton, whose tables are on the device. ``step`` takes
-    a token in every row and gives the masks: two kernels on tensors that never move, without a host read, so that it
-    can be captured in a CUDA graph together with the model and the sampler. The tables hold what texts have needed so
-    far. A row that leaves them waits: its mask is all clear (``masked_sample`` gives -1 there, and a token below 0
-    leaves a row as it is) until the host calls ``refill``, which works out what was missing for all rows at once.
+    a token in every row and gives the masks: kernels on tensors that never move, without a host read, so that it can
+    be captured in a CUDA graph together with the model and the sampler. The tables hold what texts have needed so far,
+    or what ``explore`` and ``warm`` were asked for. A row that leaves them waits: its mask is all clear
+    (``masked_sample`` gives -1 there, and a token below 0 leaves a row as it is) until the host calls ``refill``, which
+    works out what was missing for all rows at once. A mask that is not in the pool yet is walked on the device, out of
+    the tables, where these have all that its tokens lead to.
 
     Where the tables are full, a row is served by a matcher on the host: it waits after every token. Texts whose past
     matters without end (keys of open objects, items of unique arrays, nesting) need new states all along and come to
@@ -44,6 +47,8 @@ class DeviceEngine:
         max_states: room for states, 1 KiB each.
         max_masks: room for masks, ``vocabulary.words`` int32 each; equal ones are one.
         history: how many tokens ``rollback`` can take back, H.
+        walk: work out on the device the masks that the pool lacks (``gm_walk_``), before the host is asked. None: on a
+            GPU. On a CPU the host's way to a mask is a hundred times faster, and needs no tables.
 
     Attributes:
         state: ``[B]`` int32: a state, or -1 dead, -2 served by the host, -3 finished, -4 no grammar, -5 waiting.
@@ -67,6 +72,7 @@ class DeviceEngine:
         max_states: int = 65536,
         max_masks: int = 4096,
         history: int = 64,
+        walk: bool | None = None,
     ):
         for name, x in (
             ("batch", batch),
@@ -88,6 +94,8 @@ class DeviceEngine:
         self.state, self.position = filled(FREE, batch), filled(0, batch)
         self.missed, self.history = filled(-1, batch, 2), filled(DEAD, history, batch)
         self.mask, self._host_mask = filled(-1, batch, words), filled(0, batch, words)
+        self.walk = self.state.is_cuda if walk is None else walk
+        self._left = filled(0, batch, walk_parts(words))
         self._next = filled(NOT_KNOWN, max_states, 256)
         self._accepting = filled(0, max_states, dtype=torch.uint8)
         self._mask_of, self._pool = filled(NOT_KNOWN, max_states), filled(0, max_masks, words)
@@ -106,13 +114,24 @@ class DeviceEngine:
     def _advance(
         self, state: Tensor, tokens: Tensor, missed: Tensor, history: Tensor, position: Tensor
     ) -> None:
-        gm_advance_(
-            state, tokens, next=self._next, accepting=self._accepting, token_offset=self._offset,
-            token_bytes=self._bytes, eos=self._eos, missed=missed, history=history, position=position,
-        )  # fmt: skip
+        gm_advance_(state, tokens, missed=missed, history=history, position=position, **self._tables())
+
+    def _tables(self) -> dict[str, Tensor]:
+        return {
+            "next": self._next, "accepting": self._accepting, "token_offset": self._offset,
+            "token_bytes": self._bytes, "eos": self._eos,
+        }  # fmt: skip
+
+    def _masks(self, state: Tensor, host_mask: Tensor, left: Tensor, out: Tensor) -> Tensor:
+        """The masks of states; rows of ``host_mask`` that no host serves are scratch."""
+        if self.walk:
+            gm_walk_(state, self._mask_of, out=host_mask, left=left, **self._tables())
+        return gm_compose_(
+            state, self._mask_of, self._pool, host_mask, self._eos_mask, out, left if self.walk else None
+        )
 
     def _compose(self) -> Tensor:
-        return gm_compose_(self.state, self._mask_of, self._pool, self._host_mask, self._eos_mask, self.mask)
+        return self._masks(self.state, self._host_mask, self._left, self.mask)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Take a token in every row.
@@ -161,6 +180,23 @@ class DeviceEngine:
         if state >= 0:
             self.tables.mask(state)
         self._upload()
+
+    def explore(self, grammar: Grammar, states: int = 4096) -> bool:
+        """Work out a grammar's tables from its beginning on, shortest texts first.
+
+        Args:
+            grammar: of which the tables may have a part already.
+            states: how many states' bytes to work out at most.
+
+        Returns:
+            Whether that is all of it: no text leaves the tables then, and with ``walk`` no row ever waits.
+        """
+        if states < 0:
+            raise ValueError(f"DeviceEngine.explore: states: expected at least 0, got {states}")
+        start = self.tables.add(grammar.native)
+        whole = start >= 0 and self.tables.explore_all(start, states)
+        self._upload()
+        return whole
 
     def refill(self, explore: bool = True) -> bool:
         """Work out what rows wait for, and the masks of rows that the host serves. Reads the states from the device.
@@ -340,7 +376,8 @@ class DeviceEngine:
             states[at] = state
         states = states[:count].contiguous()
         out = self._pool.new_empty(count, self._pool.shape[1])
-        gm_compose_(states, self._mask_of, self._pool, torch.zeros_like(out), self._eos_mask, out)
+        left = out.new_zeros(count, walk_parts(out.shape[1]))
+        self._masks(states, torch.zeros_like(out), left, out)
         if wait and count:
             now = states.cpu().tolist()
             if any(s in (WAITING, HOST) or (s >= 0 and not self.tables.mask_known(s)) for s in now):

@@ -17,19 +17,29 @@ NOT_ALLOWED, NOT_KNOWN = -1, -2
 _INT = (torch.int32,)
 
 
+def walk_parts(words: int) -> int:
+    """Parts of a mask that `gm_walk` walks apart: csrc/grammar/automaton.h."""
+    return (words + 31) // 32
+
+
+def check_automaton(name, state, next, accepting, token_offset, token_bytes, eos):
+    """Tables and vocabulary, as all ops that read them get them."""
+    check_tensor(name, "next", next, 2, _INT, state)
+    check_shape(name, "next", next, (next.shape[0], 256), "[S, 256]")
+    check_tensor(name, "accepting", accepting, 1, (torch.uint8,), state)
+    check_shape(name, "accepting", accepting, (next.shape[0],), "[S]")
+    check_tensor(name, "token_offset", token_offset, 1, _INT, state)
+    refuse_unless(token_offset.shape[0] >= 1, name, "token_offset must be [V + 1], got [0]")
+    check_tensor(name, "token_bytes", token_bytes, 1, (torch.uint8,), state)
+    check_tensor(name, "eos", eos, 1, _INT, state)
+
+
 def _check(state, tokens, next, accepting, token_offset, token_bytes, eos, missed, history, position):
     check_tensor(_NAME, "state", state, 1, _INT, state)
     batch = state.shape[0]
     check_tensor(_NAME, "tokens", tokens, 1, (torch.int32, torch.int64), state)
     check_shape(_NAME, "tokens", tokens, (batch,), "[B]")
-    check_tensor(_NAME, "next", next, 2, _INT, state)
-    check_shape(_NAME, "next", next, (next.shape[0], 256), "[S, 256]")
-    check_tensor(_NAME, "accepting", accepting, 1, (torch.uint8,), state)
-    check_shape(_NAME, "accepting", accepting, (next.shape[0],), "[S]")
-    check_tensor(_NAME, "token_offset", token_offset, 1, _INT, state)
-    refuse_unless(token_offset.shape[0] >= 1, _NAME, "token_offset must be [V + 1], got [0]")
-    check_tensor(_NAME, "token_bytes", token_bytes, 1, (torch.uint8,), state)
-    check_tensor(_NAME, "eos", eos, 1, _INT, state)
+    check_automaton(_NAME, state, next, accepting, token_offset, token_bytes, eos)
     check_tensor(_NAME, "missed", missed, 2, _INT, state)
     check_shape(_NAME, "missed", missed, (batch, 2), "[B, 2]")
     check_tensor(_NAME, "history", history, 2, _INT, state)
@@ -41,7 +51,7 @@ def _check(state, tokens, next, accepting, token_offset, token_bytes, eos, misse
         refuse_unless(x.is_contiguous(), _NAME, f"{name} must be contiguous")
 
 
-def _token(state, token, next, accepting, offset, data, eos):
+def token_leads(state, token, next, accepting, offset, data, eos):
     """Where a token leads from a state of the tables."""
     if state >= len(next) or token >= len(offset) - 1:
         return DEAD
@@ -78,7 +88,7 @@ def advance_reference(
         position[b] += 1
         after = DEAD
         if before >= 0:
-            after = _token(before, token, next, accepting, offset, data, ends)
+            after = token_leads(before, token, next, accepting, offset, data, ends)
         elif before in (FINISHED, HOST):
             after = FINISHED if before == FINISHED else WAITING
         if after == WAITING:
@@ -136,6 +146,27 @@ def gm_advance_(
     return state
 
 
+def automaton_case(gen: torch.Generator, batch: int, states: int, v: int, longest: int) -> tuple:
+    """Random (state, next, accepting, token_offset, token_bytes, eos) for the cases of an op."""
+
+    def ints(low, high, *shape):
+        return torch.randint(low, high + 1, shape, generator=gen).int()
+
+    offset = torch.cat([torch.zeros(1), ints(0, longest, v).cumsum(0)]).int()
+    next = torch.where(
+        torch.rand(states, 256, generator=gen) < 0.8,
+        ints(0, states - 1, states, 256),
+        ints(-2, -1, states, 256),
+    )
+    state = torch.where(
+        torch.rand(batch, generator=gen) < 0.8, ints(0, states - 1, batch), ints(-5, -1, batch)
+    )
+    return (
+        state.int(), next.int(), ints(0, 1, states).to(torch.uint8), offset,
+        ints(0, 7, int(offset[-1])).to(torch.uint8), ints(0, v - 1, 2),
+    )  # fmt: skip
+
+
 def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
     """Inputs of gm_advance, "small" or "large": (op, label, args, kwargs)."""
     gen = torch.Generator().manual_seed(0)
@@ -144,24 +175,13 @@ def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
         return torch.randint(low, high + 1, shape, generator=gen).int()
 
     def arguments(batch, states, v, h, wide, longest):
-        lengths = ints(0, longest, v)
-        offset = torch.cat([torch.zeros(1), lengths.cumsum(0)]).int()
-        data = ints(0, 7, int(offset[-1])).to(torch.uint8)
-        next = torch.where(
-            torch.rand(states, 256, generator=gen) < 0.8,
-            ints(0, states - 1, states, 256),
-            ints(-2, -1, states, 256),
-        )
-        accepting = ints(0, 1, states).to(torch.uint8)
-        state = torch.where(
-            torch.rand(batch, generator=gen) < 0.8, ints(0, states - 1, batch), ints(-5, -1, batch)
-        )
+        state, *tables = automaton_case(gen, batch, states, v, longest)
         tokens = torch.where(
             torch.rand(batch, generator=gen) < 0.9, ints(0, v - 1, batch), ints(-2, v + 3, batch)
         )
         return (
-            state.int(), tokens.long() if wide else tokens.int(), next.int(), accepting, offset, data,
-            ints(0, v - 1, 2), ints(-1, -1, batch, 2), ints(-1, -1, h, batch), ints(0, 3 * h, batch),
+            state, tokens.long() if wide else tokens.int(), *tables,
+            ints(-1, -1, batch, 2), ints(-1, -1, h, batch), ints(0, 3 * h, batch),
         )  # fmt: skip
 
     if size == "large":
