@@ -17,6 +17,8 @@ WORKLOADS = {
     "budgets": lambda: bench.budgets(3, 320, 26, "cpu"),
     "triggers": lambda: bench.triggers(4, 320),
     "long string": lambda: bench.long_string(1000, 320),
+    "steps": lambda: bench.steps(9, 0, 320, "cpu"),
+    "cold steps": lambda: bench.steps(9, 2, 320, "cpu"),
 }
 
 
@@ -64,7 +66,12 @@ def test_what_the_engine_is_held_to():
     bars = {case.label: case.bars for case in bench.cases(quick=True)}
     assert bars["compile_tags 128 tools"] == (Bar(bench.TENTH, 1.0, 0.1),)
     assert bars["mask within maxLength 100000"] == (Bar(bench.UNBOUNDED, 0.5),)
-    assert not any("tools" in case.label for case in bench.cases("cuda"))
+    steps = "DeviceEngine step [64, 131072]"
+    on_cuda = {case.label: case.bars for case in bench.cases("cuda")}
+    assert not any("tools" in label for label in on_cuda)
+    assert bars[steps] == ()
+    assert on_cuda[steps] == (Bar("15 us", 1.0, 15e-6),)
+    assert on_cuda[f"{steps}, 1 without a mask"] == (Bar("100 us", 1.0, 100e-6),)
 
 
 def test_a_wrong_mask_is_not_timed(monkeypatch):

@@ -1,6 +1,8 @@
 """The benchmark of the grammar kernels: masks on logits, draws under a mask, masks combined, budgets of letters.
 
-Two cases of the engine that makes the masks stand beside them: many tools behind one trigger, and a long maxLength.
+Of what makes the masks there stand beside them: many tools behind one trigger, a long maxLength, and steps of the
+engine on a device. A warm step reads a mask per row and writes it, 16 KiB each; a cold one also walks 131072 tokens
+through the tables, for every row that no mask is known for.
 """
 
 import functools
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tokops.grammar import (
+    DeviceEngine,
     Grammar,
     Tag,
     Vocabulary,
@@ -32,6 +35,7 @@ _VOCABULARY = 131072
 _MINUS = float("-inf")
 COPY, FILL, XGRAMMAR = "copy of the rows", "masked_fill with a ready bool mask", "xgrammar"
 TWO_STEPS, MULTINOMIAL = "apply_bitmask_, then sample", "masked_fill + softmax + multinomial"
+MASKS = "copy of the masks"
 AGAIN, UNBOUNDED, TENTH = "the same tools again", "mask without maxLength", "100 ms"
 #: What a mask on the CPU may cost beside a copy of the rows: 1.5 times as much, with 1 % allowed in float32.
 _OF_COPY = 1 / 1.5
@@ -202,6 +206,43 @@ def long_string(longest, size) -> Workload:
     return Workload(partial(ours.fill, mine), {UNBOUNDED: partial(theirs.fill, other)}, (), check)
 
 
+def steps(rows, cold, size, device) -> Workload:
+    """A token in every row of a DeviceEngine, all within strings, the last ``cold`` of which have no mask yet."""
+    vocabulary = words_vocabulary(size)
+    grammars = [compile_json_schema({"type": "string", "minLength": n}, vocabulary) for n in range(1, 9)]
+    engine = DeviceEngine(vocabulary, rows, device, walk=True)
+    for grammar in grammars:
+        engine.explore(grammar)
+    matchers = []
+
+    def begin(first: int, last: int, grammars: list[Grammar]) -> None:
+        for row in range(first, last):
+            engine.admit(row, grammars[row % len(grammars)])
+            matchers.append(grammars[row % len(grammars)].matcher())
+        for byte in b'"walks on':  # longer than any minLength
+            tokens = torch.full((rows,), -1)
+            tokens[first:last] = byte
+            engine.step(tokens.to(device))
+            for matcher in matchers[first:last]:
+                matcher.accept(byte)
+
+    begin(0, rows - cold, grammars[1:])
+    engine.refill()
+    begin(rows - cold, rows, grammars[:1])
+    tokens = torch.full((rows,), ord("a"), device=device)
+    elsewhere = torch.empty_like(engine.mask)
+
+    def check():
+        want = vocabulary.masks(rows)
+        for mask, matcher in zip(want, matchers, strict=True):
+            matcher.fill(mask)
+        assert torch.equal(engine.step(tokens).cpu(), want), "DeviceEngine allows other tokens"
+
+    return Workload(
+        lambda: engine.step(tokens), {MASKS: lambda: elsewhere.copy_(engine.mask)}, (engine.mask,), check
+    )
+
+
 def cases(device: str = "cpu", quick: bool = False) -> Iterator[Case]:
     """Masks that allow 99, 50 and 1 % of the vocabulary, and what has no bar beside them; on the CPU the engine too.
 
@@ -230,6 +271,13 @@ def cases(device: str = "cpu", quick: bool = False) -> Iterator[Case]:
     for rows in (1, 8):
         yield Case(
             f"multiset_mask [{_VOCABULARY}, 26] B{rows}", (), partial(budgets, rows, _VOCABULARY, 26, device)
+        )
+    for rows, cold, most in ((1, 0, None), (64, 0, 15), (64, 1, 100)):
+        held = (Bar(f"{most} us", 1.0, most / 1e6),) if most and device == "cuda" else ()
+        yield Case(
+            f"DeviceEngine step [{rows}, {_VOCABULARY}]" + f", {cold} without a mask" * bool(cold),
+            held,
+            partial(steps, rows, cold, _VOCABULARY, device),
         )
     if device == "cpu":
         yield Case("compile_tags 128 tools", (Bar(TENTH, 1.0, 0.1),), partial(triggers, 128, _VOCABULARY))

@@ -48,7 +48,7 @@ class DeviceEngine:
         max_masks: room for masks, ``vocabulary.words`` int32 each; equal ones are one.
         history: how many tokens ``rollback`` can take back, H.
         walk: work out on the device the masks that the pool lacks (``gm_walk_``), before the host is asked. None: on a
-            GPU. On a CPU the host's way to a mask is a hundred times faster, and needs no tables.
+            GPU. On a CPU the host's own way to a mask is far faster, and needs no tables.
 
     Attributes:
         state: ``[B]`` int32: a state, or -1 dead, -2 served by the host, -3 finished, -4 no grammar, -5 waiting.
