@@ -122,7 +122,7 @@ def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
             yield "gm_walk", f"B {batch}, no masks", (state, mask_of * 0 - 2, *rest), {}
             yield "gm_walk", f"B {batch}, all masks", (state, mask_of * 0, *rest), {}
         return
-    for batch, states, v, words in ((1, 1, 1, 1), (12, 9, 300, 10), (7, 20, 1100, 35), (600, 5, 40, 2)):
+    for batch, states, v, words in ((1, 1, 1, 1), (12, 9, 300, 10), (7, 20, 1100, 35), (1040, 5, 40, 2)):
         yield "gm_walk", f"B {batch}, S {states}, V {v}", arguments(batch, states, v, words), {}
     args = list(arguments(9, 9, 60, 2))
     args[2] = args[2].clamp_min(-1)
