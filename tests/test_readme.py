@@ -1,5 +1,6 @@
 """The README's Python runs as it stands, and its tables name what there is."""
 
+import ast
 import pathlib
 import re
 
@@ -29,6 +30,15 @@ def test_model_example(capsys):
     said = capsys.readouterr().out
     assert said.startswith("The capital of France is Paris.")
     assert "TidalDecode" in said
+
+
+@pytest.mark.model
+def test_grammar_example(capsys):
+    pytest.importorskip("transformers", reason="the extra `hf` is not installed")
+    exec(compile(BLOCKS[2], str(README), "exec"), {})
+    said = ast.literal_eval(capsys.readouterr().out)
+    assert said["city"] == "Paris"
+    assert said["country"] == "France"
 
 
 def rows(title: str) -> set[str]:
