@@ -24,7 +24,7 @@ class Language:
         self.cuts: list[int] | None = None
         self.targets: dict[int, Language] = {}
         self.living: bool | None = None
-        self.lengths: tuple[list[bool], int] | None = None
+        self.lengths: _Lengths | None = None
 
     def __repr__(self) -> str:
         return f"{self.kind}{self.args!r}"
@@ -240,7 +240,16 @@ def intervals(a: Language) -> Iterator[tuple[int, int, Language]]:
 
 
 def alive(a: Language) -> bool:
-    """Whether there is any text."""
+    """Whether there is any text: of what is put together by its parts, of the rest by a search."""
+    if a.living is None and (a.nullable or a.kind not in ("both", "not")):
+        if a.kind in ("chars", "words"):
+            a.living = bool(a.args[0] if a.kind == "words" else a.args)
+        elif a.kind == "concat":
+            a.living = all(map(alive, a.args))
+        elif a.kind == "either":
+            a.living = any(map(alive, a.args[0]))
+        else:
+            a.living = a.nullable or alive(a.args[0])
     if a.living is None:
         seen, queue, found = {a}, [a], a.nullable
         while queue and not found:
@@ -261,18 +270,42 @@ def alive(a: Language) -> bool:
     return bool(a.living)
 
 
-def _lengths(a: Language) -> tuple[list[bool], int]:
-    """Whether there is a text of 0, 1, .. code points; from the place given on, it repeats."""
-    if a.lengths is None:
-        layer, seen, bits = frozenset([a]), {}, []
-        while layer not in seen:
-            seen[layer] = len(bits)
-            bits.append(any(one.nullable for one in layer))
-            layer = frozenset(t for one in layer for _, _, t in intervals(one) if alive(t))
-            if len(bits) > _LAYERS:
-                raise Unsupported("texts of too many lengths")
-        a.lengths = bits, seen[layer]
-    return a.lengths
+class _Lengths:
+    """Whether a language has a text of 0, 1, .. code points, as far as anybody has asked; it repeats in the end."""
+
+    def __init__(self, a: Language):
+        self.layer, self.seen = frozenset([a]), {}
+        self.bits: list[bool] = []
+        self.start: int | None = None  # from there on it repeats
+
+    def known(self, n: int) -> bool:
+        """Work out the next layer, unless the first ``n`` are there or everything is."""
+        if self.start is not None or len(self.bits) >= n:
+            return True
+        if self.layer in self.seen:
+            self.start = self.seen[self.layer]
+            return True
+        if len(self.bits) >= _LAYERS:
+            raise Unsupported("texts of too many lengths")
+        self.seen[self.layer] = len(self.bits)
+        self.bits.append(any(one.nullable for one in self.layer))
+        self.layer = frozenset(t for one in self.layer for _, _, t in intervals(one) if alive(t))
+        return False
+
+    def any(self, low: int, high: int | None) -> bool:
+        """Whether there is a text of ``low`` to ``high`` code points."""
+        n = low
+        while high is None or n <= high:
+            while not self.known(n + 1):
+                pass
+            if self.start is not None and n >= len(self.bits):
+                period = len(self.bits) - self.start
+                last = n + period - 1 if high is None else min(high, n + period - 1)
+                return any(self.bits[self.start + (k - self.start) % period] for k in range(n, last + 1))
+            if self.bits[n]:
+                return True
+            n += 1
+        return False
 
 
 def has_text(a: Language, low: int = 0, high: int | None = None) -> bool:
@@ -283,13 +316,9 @@ def has_text(a: Language, low: int = 0, high: int | None = None) -> bool:
         return True
     if low <= 0 and (high is None or not alive(a)):
         return alive(a)
-    bits, start = _lengths(a)
-    low = max(low, 0)
-    if any(bits[low : None if high is None else high + 1]):
-        return True
-    period, begin = len(bits) - start, max(low, len(bits))
-    last = begin + period - 1 if high is None else min(high, begin + period - 1)
-    return any(bits[start + (k - start) % period] for k in range(begin, last + 1))
+    if a.lengths is None:
+        a.lengths = _Lengths(a)
+    return a.lengths.any(max(low, 0), high)
 
 
 def texts(a: Language, low: int = 0, high: int | None = None) -> Iterator[str]:

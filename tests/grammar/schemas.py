@@ -204,10 +204,11 @@ class Schema:
         prefix, rest = s.get("prefixItems", []), s.get("items")
         if self.draft != "2020-12":
             prefix = []
-            if isinstance(rest, list):
-                prefix, rest = rest, s.get("additionalItems")
-        elif isinstance(rest, list) or "additionalItems" in s:
-            raise Unsupported("items of an older draft")
+        # The documentation reads a list as older drafts do, also in the newest.
+        if isinstance(rest, list):
+            if prefix:
+                raise Unsupported("items of an older draft beside prefixItems")
+            prefix, rest = rest, s.get("additionalItems")
         for i, one in enumerate(prefix):
             yield ("all", i, i, ("+", self.node(one)))
         if rest is not None:
@@ -238,16 +239,16 @@ class Schema:
         yield from self._dependents(s)
 
     def _dependents(self, s):
-        if "dependencies" in s and not self.old:
-            raise Unsupported("dependencies of an older draft")
-        for key, needed in s.get("dependentRequired" if not self.old else "dependencies", {}).items():
-            if isinstance(needed, (list, str)):
-                needed = [needed] if isinstance(needed, str) else needed
-                present = conjunction(("key", words((one,)), ("+", 0)) for one in needed)
-                yield disjunction((("keys", words((key,)), ("+", 1)), present))
-        for key, one in s.get("dependentSchemas" if not self.old else "dependencies", {}).items():
-            if not isinstance(one, (list, str)):
-                follows = self.formula(("+", self.node(one)), "object")
+        # The documentation reads dependencies in all drafts.
+        for name in (
+            ("dependencies",) if self.old else ("dependentRequired", "dependentSchemas", "dependencies")
+        ):
+            for key, needed in s.get(name, {}).items():
+                if isinstance(needed, (list, str)):
+                    needed = [needed] if isinstance(needed, str) else needed
+                    follows = conjunction(("key", words((one,)), ("+", 0)) for one in needed)
+                else:
+                    follows = self.formula(("+", self.node(needed)), "object")
                 yield disjunction((("keys", words((key,)), ("+", 1)), follows))
 
     def _applicators(self, s, t: str):
