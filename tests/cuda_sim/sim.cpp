@@ -21,12 +21,20 @@ std::mutex one_launch;
 uint64_t seed = 0, launches = 0;
 
 // sim.cpp is built without AddressSanitizer and the red zones around shared variables are copied
-// and filled like the rest; a plain loop, because the sanitizer watches memcpy and memset.
-void copy_bytes(volatile unsigned char* to, const volatile unsigned char* from, size_t n) {
-  for (size_t i = 0; i + 8 <= n; i += 8) {
-    *reinterpret_cast<volatile uint64_t*>(to + i) =
-        *reinterpret_cast<const volatile uint64_t*>(from + i);
-  }
+// and filled like the rest; in assembly, because the sanitizer watches memcpy and memset.
+void copy_bytes(unsigned char* to, const unsigned char* from, size_t n) {
+#if defined(__x86_64__)
+  asm volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n) : : "memory");
+#else
+  for (volatile unsigned char* out = to; n--;) *out++ = *from++;
+#endif
+}
+void fill_bytes(unsigned char* to, unsigned char byte, size_t n) {
+#if defined(__x86_64__)
+  asm volatile("rep stosb" : "+D"(to), "+c"(n) : "a"(byte) : "memory");
+#else
+  for (volatile unsigned char* out = to; n--;) *out++ = byte;
+#endif
 }
 size_t static_bytes() { return size_t(tokops_shared_end - tokops_shared_begin); }
 
@@ -139,18 +147,35 @@ void start_block(Block& b, uint64_t linear) {
   b.free_rounds.clear();
   for (auto& r : b.rounds) b.free_rounds.push_back(r.get());
   std::fill_n(b.dynamic, now.shared_bytes, 0xff);
-  b.statics.assign(static_bytes(), 0xff);
+  b.fresh = true;
+}
+
+Block* in_place = nullptr;  // whose static shared memory is where kernels look for it
+
+// All kernels' variables are there, and a swap costs more than a short kernel.
+void bring(Block& b) {
+  if (in_place == &b) return;
+  if (in_place) {
+    in_place->statics.resize(static_bytes());
+    copy_bytes(in_place->statics.data(), tokops_shared_begin, static_bytes());
+  }
+  if (b.fresh)
+    fill_bytes(tokops_shared_begin, 0xff, static_bytes());
+  else
+    copy_bytes(tokops_shared_begin, b.statics.data(), static_bytes());
+  b.fresh = false;
+  in_place = &b;
 }
 
 // Runs a block until it pauses or ends.
 void resume_block(Block& b) {
   block = &b;
   blockIdx = b.index;
-  copy_bytes(tokops_shared_begin, b.statics.data(), b.statics.size());
+  bring(b);
   self = pick();
   threadIdx = self->index;
   host.switch_to(self->fiber);
-  copy_bytes(b.statics.data(), tokops_shared_begin, b.statics.size());
+  if (!b.live) in_place = nullptr;
   block = nullptr;
   self = nullptr;
 }
@@ -230,6 +255,7 @@ void run(dim3 grid, dim3 threads, size_t shared_bytes, void (*body)(void*), void
     std::swap(order[i], order[draw.below(uint32_t(i + 1))]);
   }
   idle_turns = 0;
+  in_place = nullptr;
   // Host statics of a kernel's object, if any, lie among its shared variables.
   std::vector<unsigned char> before(static_bytes());
   copy_bytes(before.data(), tokops_shared_begin, before.size());

@@ -108,32 +108,37 @@ def _stale(unit: Unit, command: Sequence[str]) -> bool:
     return any(not os.path.exists(f) or os.stat(f).st_mtime > time for f in unit.headers())
 
 
+def _older(library: pathlib.Path, units: Sequence[Unit]) -> bool:
+    """Whether a library lacks an object's last state, which another library's build may have made."""
+    made = library.stat().st_mtime if library.exists() else 0.0
+    return any(unit.target.stat().st_mtime > made for unit in units)
+
+
 def _run(command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr or done.stdout}")
 
 
-def _compile(unit: Unit) -> bool:
+def _compile(unit: Unit) -> None:
     depends = unit.target.with_suffix(".d")
     command = [CXX, *unit.flags, "-MMD", "-MF", str(depends), "-c", str(unit.source), "-o", str(unit.target)]
     if not _stale(unit, command):
-        return False
+        return
     unit.target.parent.mkdir(parents=True, exist_ok=True)
     _run(command)
     unit.target.with_suffix(".cmd").write_text(" ".join(command))
-    return True
 
 
 def link(units: Sequence[Unit], library: pathlib.Path, flags: Sequence[str] = ()) -> pathlib.Path:
     """Compile what changed, as many files at a time as there are cores, and link if anything did."""
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
-        changed = list(pool.map(_compile, units))
+        list(pool.map(_compile, units))
     script = f"-Wl,-z,defs,-Bsymbolic,-T,{HERE / 'shared.ld'}"
     objects = [str(unit.target) for unit in units]
     command = [CXX, "-shared", "-fuse-ld=bfd", "-o", str(library), *objects, script, *flags]
     made = library.with_suffix(".cmd")
-    if any(changed) or not library.exists() or not made.exists() or made.read_text() != " ".join(command):
+    if not (made.exists() and made.read_text() == " ".join(command)) or _older(library, units):
         _run(command)
         made.write_text(" ".join(command))
     return library

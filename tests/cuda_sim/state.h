@@ -77,7 +77,8 @@ struct Block {
   std::vector<std::unique_ptr<Round>> rounds;
   std::vector<Round*> free_rounds;
   unsigned char* dynamic = nullptr;
-  std::vector<unsigned char> statics;  // its static shared memory while another block runs
+  std::vector<unsigned char> statics;  // its static shared memory while another block's is in place
+  bool fresh;                          // it has none yet
 };
 
 struct Launch {

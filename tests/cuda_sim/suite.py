@@ -26,10 +26,12 @@ def kernels() -> list[str]:
     return [name for name in every._native.declared if has(f"tokops::{name}", "CPU")]
 
 
-def error_of(op: str, args: tuple, kwargs: dict) -> str | None:
-    """What is wrong with the kernel on one case: against the reference, and on shifted operands."""
+def error_of(op: str, args: tuple, kwargs: dict, shifted: bool) -> str | None:
+    """What is wrong with the kernel on one case: against the reference, and maybe on shifted operands."""
     try:
-        every.check_shifted(op, args, kwargs, every.check_reference(op, args, kwargs))
+        got = every.check_reference(op, args, kwargs)
+        if shifted:
+            every.check_shifted(op, args, kwargs, got)
     except (AssertionError, RuntimeError):
         return traceback.format_exc(limit=-1)
     return None
@@ -50,14 +52,15 @@ def main() -> None:
     set_seed = ctypes.CDLL(options.library).tokops_sim_seed
     found = kernels()
     print(json.dumps({"kernels": found}), flush=True)
-    failed = False
+    failed, (first, step) = False, options.part
     for seed in options.seed or [0]:
-        for op, label, args, kwargs in every.CASES[options.part[0] :: options.part[1]]:
+        for number, (op, label, args, kwargs) in list(enumerate(every.CASES))[first::step]:
             if op not in (options.op or found) or op not in found:
                 continue
             print(json.dumps({"begin": op, "label": label}), flush=True)
             set_seed(seed)  # a case meets the same schedule whether others ran before it or not
-            error = error_of(op, args, kwargs)
+            # Where operands start is no matter of schedules: once in five.
+            error = error_of(op, args, kwargs, shifted=(number + seed) % 5 == 0)
             print(json.dumps({"end": op, "label": label, "error": error}), flush=True)
             failed |= error is not None
             if failed and options.stop:
