@@ -274,6 +274,31 @@ def test_calls_return_to_where_they_were_made(vocab):
                     break
 
 
+def test_escapes_share_states_only_where_they_go_on_alike(vocab):
+    """Half read escapes of free strings, each prefix of each: surrogates come in pairs, others alone."""
+    grammar = G.compile_json_schema({"type": "string", "maxLength": 3}, vocab)
+    tables = native.DeviceTables(vocab.native, 4096, 64)
+    start = tables.add(grammar.native)
+    for text in (
+        b"\\u0041x",
+        b"\\ud7ffx",
+        b"\\uD83d\\uDe00x",
+        b"\\udbff\\udfff\\n",
+        b"\\ue000",
+        b"\\u0dc0",
+        b"\\uc800",
+    ):
+        m, state = grammar.matcher(), start
+        for b in b'"' + text + b'"':
+            assert [tables.visit(state, x) >= 0 for x in range(256)] == [m.allows(x) for x in range(256)], (
+                m.text
+            )
+            state = tables.visit(state, b)
+            assert m.accept(b)
+        assert tables.locate(m) == state
+    assert tables.states < 100
+
+
 def test_warm_tables_make_no_row_wait(vocab):
     schema = {"properties": {"ab": {"type": "string"}}, "required": ["ab"], "additionalProperties": False}
     grammar = G.compile_json_schema(schema, vocab)

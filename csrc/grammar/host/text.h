@@ -147,15 +147,10 @@ inline bool decode_byte(uint32_t& escape, uint8_t b, char* out, int& n) {
 // One escape for all that go on in the same way where any character may stand: what tells them
 // apart is how many digits they have and whether these begin a surrogate.
 inline uint32_t escape_class(uint32_t e) {
-  const Escape::Kind kind = Escape::kind(e);
-  const uint32_t d = Escape::digits(e);
-  if (kind == Escape::kHex) {
-    const uint32_t v = Escape::value(e);
-    const bool high = d == 1 ? v == 0xd : d > 1 && v >> (4 * d - 6) == 0x36;
-    return Escape::make(kind, d, high ? 0xd800 >> (4 * (4 - d)) : 0, 0);
-  }
-  if (kind == Escape::kLowHex) return Escape::make(kind, d, d ? 0xdc00 >> (4 * (4 - d)) : 0, 0);
-  return Escape::make(kind, d, 0, 0);
+  const uint32_t d = Escape::digits(e), v = Escape::value(e);
+  const bool high =
+      Escape::kind(e) == Escape::kHex && (d == 1 ? v == 0xd : d > 1 && v >> (4 * d - 6) == 0x36);
+  return Escape::make(Escape::kind(e), d, high, 0);
 }
 
 // The content of the inside of a JSON string that is well formed; what is left open at its end is
