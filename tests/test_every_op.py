@@ -151,6 +151,14 @@ def test_every_instruction_set(isa):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.environ.get("TOKOPS_CHILD") == "1", reason="already the child")
+@pytest.mark.parametrize("maker", ["amd", "intel"])
+def test_what_suits_the_cpus_of_each_maker(maker):
+    result = child(TOKOPS_CPU_TUNE=maker)
+    assert result.returncode == 0, result.stdout[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("TOKOPS_CHILD") == "1", reason="already the child")
 def test_references_alone():
     result = child(TOKOPS_REFERENCE="1")
     assert result.returncode == 0, result.stdout[-3000:]

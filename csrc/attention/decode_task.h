@@ -8,11 +8,6 @@ namespace tokops {
 namespace {
 
 constexpr int kMaxRows = 64, kMaxDim = 256;
-#if defined(__AVX512F__)
-constexpr int kLead = kTile;
-#else
-constexpr int kLead = 32;  // rows that are called before they are needed
-#endif
 
 // Rows of one (sequence, KV head) that read the same keys.
 struct Task {

@@ -3,6 +3,7 @@
 #pragma once
 #include "attention/packed_tile.h"
 #include "attention/tiles_amx.h"
+#include "common/isa.h"
 
 namespace tokops {
 namespace {
@@ -17,6 +18,25 @@ template <class T>
 constexpr bool kHasTiles = false;
 #endif
 
+// With registers this wide a tile is soon through: a whole one ahead pays, in the second cache, but
+// on AMD's CPUs, where a call into that holds up the core (a third more time).
+#if defined(__AVX512F__)
+constexpr bool kSecondAhead = true;
+#else
+constexpr bool kSecondAhead = false;
+#endif
+
+// Products of bf16 pairs: on AMD's CPUs twice as many as of floats in the same time.
+#if defined(__AVX512BF16__)
+template <class T>
+constexpr bool kHasPairs = false;
+template <>
+constexpr bool kHasPairs<bf16> = true;
+#else
+template <class T>
+constexpr bool kHasPairs = false;
+#endif
+
 template <class T>
 struct Scratch {
   alignas(64) float s[kMaxRows * kTile];
@@ -24,7 +44,7 @@ struct Scratch {
   alignas(64) float q[kMaxRows * kMaxDim];
   alignas(64) float keys[kKeyBlock * kMaxDim];
   static constexpr int tiled = kHasTiles<T> ? kMaxDim : 1;
-  alignas(64) T tile_q[kMaxRows * tiled];
+  alignas(64) T tile_q[kMaxRows * (kHasPairs<T> ? kMaxDim : 1)];
   alignas(64) T tile_kv[kTile * tiled];
   alignas(64) float norm[kTile];
   float m[kMaxRows], l[kMaxRows], keep[kMaxRows];
@@ -47,8 +67,11 @@ class Item {
         dim4_(round_up(p.D, 4)),
         k_bytes_(row_bytes(part.k, p.D)),
         v_bytes_(row_bytes(part.v, p.D)),
-        tiles_(kHasTiles<T> && p.D % 32 == 0 && !packed(part.k) && !packed(part.v) &&
-               !part.v.norm) {
+        second_(kSecondAhead && !cpu::tuned_for_amd()),
+        lead_(second_ ? kTile : lead_rows(k_bytes_)),
+        tiles_(kHasTiles<T> && p.D % 32 == 0 && !packed(part.k) && !packed(part.v) && !part.v.norm),
+        pairs_(kHasPairs<T> && !tiles_ && cpu::tuned_for_amd() && p.D % 32 == 0 && !p.rotate &&
+               !packed(part.k)) {
     for (int r = 0; r < t.live; ++r) {
       x.m[r] = -INFINITY;
       x.l[r] = 0;
@@ -64,6 +87,8 @@ class Item {
     x_.packed.by_integers = p_.q_int8 && integer_products(part_.k, p_.D);
     if (!tiles_ && !packed(part_.k))
       for (int i = 0; i < padded * dim4_; ++i) x_.q[i] = 0;
+    if (kHasPairs<T> && pairs_)
+      for (int i = 0; i < padded * p_.D; ++i) x_.tile_q[i] = T{};
     for (int r = 0; r < t_.live; ++r) {
       x_.row_pos[r] = row_position(p_, t_.view, t_.b, token(r));
       const T* q =
@@ -114,6 +139,11 @@ class Item {
   }
 
  private:
+  // Rows of keys that are called before they are needed: some 8 KB of them.
+  static int lead_rows(int bytes) {
+    const int rows = 8192 / bytes;
+    return rows < 16 ? 16 : rows > kTile ? kTile : rows;
+  }
   static bool packed(const Side& x) { return x.codec != Codec::full; }
   static int row_bytes(const Side& x, int dim) {
     switch (x.codec) {
@@ -136,6 +166,11 @@ class Item {
         const int i = float_at<T>(c, p_.D);
         to[i / 4 * Vec::width + i % 4] = row[c];
       }
+#if defined(__AVX512BF16__)
+    if constexpr (kHasPairs<T>)
+      if (pairs_)
+        for (int c = 0; c < p_.D; ++c) from_float(row[c], x_.tile_q + pair_query_at(r, c, p_.D));
+#endif
 #if defined(__AMX_BF16__)
     if constexpr (kHasTiles<T>)
       if (tiles_)
@@ -159,24 +194,16 @@ class Item {
 
   // What is needed after the first rows of a tile; `next` is the tile after it, which may be empty.
   Ahead rows_after(const Rows& tile, const Rows& next) const {
-    const uint8_t* const* v_end = tile.v + (p_.v ? kTile : 0);
-    const uint8_t* const* next_end = next.k + (next.n ? kLead : 0);
-#if defined(__AVX512F__)  // a whole tile ahead
-    (void)tile, (void)v_end;
-    return {{{next.k, next_end, k_bytes_},
-             {next.v, next.v + (next.n && p_.v ? kTile : 0), v_bytes_},
-             {}},
-            0};
-#else
-    return {{{tile.k + kLead, tile.k + kTile, k_bytes_},
-             {tile.v, v_end, v_bytes_},
-             {next.k, next_end, k_bytes_}},
-            0};
-#endif
+    const auto values = [&](const Rows& x, bool any) {
+      return Ahead::Run{x.v, x.v + (any && p_.v ? kTile : 0), v_bytes_};
+    };
+    const Ahead::Run next_keys{next.k, next.k + (next.n ? lead_ : 0), k_bytes_};
+    if (second_) return {{next_keys, values(next, next.n > 0), {}}, true};
+    return {{{tile.k + lead_, tile.k + kTile, k_bytes_}, values(tile, true), next_keys}, false};
   }
   // The first rows of the first tile.
   void call_first(const Rows& x) const {
-    if (x.n) Ahead{{{x.k, x.k + kLead, k_bytes_}, {}, {}}, 0}.call(kLead);
+    if (x.n) Ahead{{{x.k, x.k + lead_, k_bytes_}, {}, {}}, second_}.call(lead_);
   }
 
   // s = scale * q . k, sane, and -inf where a row does not see a key.
@@ -210,26 +237,44 @@ class Item {
         return;
       }
 #endif
-    if constexpr (sizeof(T) < sizeof(float)) {  // converted keys lie at known distances
-      if (p_.D == 64) return score_floats<64>(rows, n);
-      if (p_.D == 128) return score_floats<128>(rows, n);
+    const Stretch* s = tile_->stretch;
+    for (int j = 0; j < n; j += kKeyBlock) {
+      while (s->to <= j) ++s;
+      const bool near = part_.k.p == k_bytes_ && s->from <= j && j + kKeyBlock <= s->to;
+      if (p_.D == 64)
+        near ? score_block<64, true>(rows + j, j) : score_block<64, false>(rows + j, j);
+      else if (p_.D == 128)
+        near ? score_block<128, true>(rows + j, j) : score_block<128, false>(rows + j, j);
+      else
+        score_block<0, false>(rows + j, j);
     }
-    score_floats<0>(rows, n);
   }
 
-  // D is the head dimension, or 0 where it is known late.
-  template <int D>
-  void score_floats(const T* const* rows, int n) {
+  // The scores of kKeyBlock keys from j on. D is the head dimension where that has code of its own,
+  // else 0; Near: the keys lie side by side, so that one address reaches all.
+  template <int D, bool Near>
+  void score_block(const T* const* rows, int j) {
     const int d = D ? D : p_.D, d4 = D ? D : dim4_;
-    for (int j = 0; j < n; j += kKeyBlock) {
-      const float* k[kKeyBlock];
-      for (int i = 0; i < kKeyBlock; ++i) k[i] = as_floats(rows[j + i], d, d4, x_.keys + i * d4);
-      in_blocks<kGroupBlock>((t_.live + Vec::groups - 1) / Vec::groups, [&](int i, auto count) {
-        const int r = i * Vec::groups;
-        dots_block<decltype(count)::value, D>(x_.q + r * d4, d4, k, x_.s + r * kTile + j, kTile,
-                                              ahead_);
-      });
-    }
+    const T* k[kKeyBlock];
+    for (int i = 0; i < kKeyBlock; ++i) k[i] = Near ? rows[0] + i * d : rows[i];
+    const auto in_groups = [&](const auto& f) {
+      in_blocks<kGroupBlock>((t_.live + Vec::groups - 1) / Vec::groups,
+                             [&](int i, auto count) { f(i * Vec::groups, count); });
+    };
+#if defined(__AVX512BF16__)
+    if constexpr (kHasPairs<T>)
+      if (pairs_)
+        return in_groups([&](int r, auto count) {
+          pair_dots_block<count.value, D>(x_.tile_q + r * d, d, k, x_.s + r * kTile + j, kTile,
+                                          ahead_);
+        });
+#endif
+    const float* floats[kKeyBlock];
+    for (int i = 0; i < kKeyBlock; ++i) floats[i] = as_floats(k[i], d, d4, x_.keys + i * d4);
+    in_groups([&](int r, auto count) {
+      dots_block<count.value, D, sizeof(T)>(x_.q + r * d4, d4, floats, x_.s + r * kTile + j, kTile,
+                                            ahead_);
+    });
   }
 
   void write_scores(int n) {
@@ -312,7 +357,7 @@ class Item {
     const int width = round_up(n, Vec::width);
     for (int r = 0; r < t_.live; ++r) {
       float* s = x_.s + r * kTile;
-      ahead_.call(4);
+      ahead_.lines(8);
       if (x_.m[r] == -INFINITY) {
         for (int j = 0; j < width; j += Vec::width) store(s + j, zero());
         continue;
@@ -398,7 +443,10 @@ class Item {
   Ahead ahead_{};
   const int dim_, dim4_;  // D rounded up, of the output and of the queries
   const int k_bytes_, v_bytes_;
+  const bool second_;    // what is needed soon is called into the second cache
+  const int lead_;       // rows of keys that are called before their tile's turn
   const bool tiles_;     // products on AMX tiles
+  const bool pairs_;     // scores from pairs of bf16
   bool masked_ = false;  // some row does not see some key of the tile
 };
 

@@ -14,8 +14,8 @@ struct Int {
 };
 
 // Rows that will be needed soon, in the order in which they will be. The products call them into
-// the cache a row at a time, spread over their work: the core can have few lines in flight, and a
-// burst of prefetches would wait for them.
+// the cache a few lines at a time, spread over their work: the core can have few lines in flight,
+// and a burst of prefetches would wait for them.
 struct Ahead {
   struct Run {
     const uint8_t* const* row;  // the next one, of those up to `end`
@@ -23,20 +23,35 @@ struct Ahead {
     int bytes;
   };
   Run run[3];
-  int at;
-  void call(int rows) {
-    for (; at < 3; ++at)
-      for (Run& x = run[at]; x.row < x.end; ++x.row, --rows) {
-        if (rows <= 0) return;
-        for (int i = 0; i < x.bytes; i += 64) __builtin_prefetch(*x.row + i, 0, kAheadLevel);
-      }
+  bool second;  // into the second cache, a tile ahead; else into the first, less far: a miss in it
+                // holds a line that is in flight
+  int at = 0;   // the run at work
+  const uint8_t *line = nullptr, *line_end = nullptr;  // what is left of rows side by side
+
+  [[gnu::always_inline]] void lines(int n) {
+    if (line >= line_end && !next_rows()) return;
+    if (second)
+      for (int i = 0; i < n * 64; i += 64) __builtin_prefetch(line + i, 0, 2);
+    else
+      for (int i = 0; i < n * 64; i += 64) __builtin_prefetch(line + i, 0, 3);
+    line += n * 64;
   }
-#if defined(__AVX512F__)
-  static constexpr int kAheadLevel = 2;  // the second cache, a tile ahead
-#else
-  static constexpr int kAheadLevel =
-      3;  // the first, kLead rows ahead: a miss in it holds a line that is in flight
-#endif
+  void call(int rows) {
+    if (at < 3)
+      for (int left = (rows * run[at].bytes + 63) / 64; left > 0; --left) lines(1);
+  }
+
+ private:
+  bool next_rows() {
+    for (; at < 3; ++at)
+      if (Run& x = run[at]; x.row < x.end) {
+        line = *x.row++;
+        line_end = line + x.bytes;
+        for (; x.row < x.end && *x.row == line_end; ++x.row) line_end += x.bytes;
+        return true;
+      }
+    return false;
+  }
 };
 
 // f(first, Int<n>) over [0, rows) in balanced blocks of at most Max (<= 8) rows.
@@ -92,22 +107,20 @@ inline int query_at(int r, int c, int d4) {
 }
 
 // out[r * stride + j] = q_r . k_j for N * Vec::groups rows and J (a multiple of 4) keys of d4
-// floats; D is d4, or 0 where it is known late.
-template <int N, int J, int D>
+// floats; D is d4, or 0 where it is known late. As many lines are called as the keys' elements of
+// Size bytes fill.
+template <int N, int J, int D, int Size>
 inline void dots(const float* q, int d4, const float* const* k, float* out, int stride,
                  Ahead& ahead) {
-  constexpr int kRun = D ? 32 : 4, kCalls = D > 32 ? D / 32 : J;  // dimensions between two calls
+  constexpr int kRun = D ? 32 : 4, kLines = J * Size / 16, kEvery = kLines ? 4 : 8;
   Vec acc[N][J];
   for (int i = 0; i < N; ++i)
     for (int j = 0; j < J; ++j) acc[i][j] = zero();
   const int all = D ? D : d4, step = all / 4 * Vec::width;
-  for (int c = 0, due = 0; c < all; c += kRun) {
-    if (c >= due) {
-      ahead.call((J + kCalls - 1) / kCalls);
-      due += all / kCalls;
-    }
+  for (int c = 0; c < all; c += kRun) {
 #pragma GCC unroll 8
     for (int from = 0; from < kRun; from += 4, q += Vec::width) {
+      if ((c + from) % kEvery == 0) ahead.lines(kLines ? kLines : 1);
       Vec x[J];
       for (int j = 0; j < J; ++j) x[j] = repeat4(k[j] + c + from);
       for (int i = 0; i < N; ++i) {
@@ -124,11 +137,11 @@ inline void dots(const float* q, int d4, const float* const* k, float* out, int 
 
 // The same for kKeyBlock keys, as many at a time as keep enough sums in flight within the
 // registers.
-template <int N, int D>
+template <int N, int D, int Size>
 inline void dots_block(const float* q, int d4, const float* const* k, float* out, int stride,
                        Ahead& ahead) {
   constexpr int J = N * 2 <= kGroupBlock ? 8 : 4;
-  for (int j = 0; j < kKeyBlock; j += J) dots<N, J, D>(q, d4, k + j, out + j, stride, ahead);
+  for (int j = 0; j < kKeyBlock; j += J) dots<N, J, D, Size>(q, d4, k + j, out + j, stride, ahead);
 }
 
 // Where dimension c of a key of d stands among the floats that as_floats() makes of it: a shift and
@@ -170,6 +183,46 @@ inline const float* as_floats(const bf16* k, int d, int d4, float* room) {
 }
 #endif
 
+#if defined(__AVX512BF16__)
+// The same from bf16 as it stands: a vector holds eight dimensions of Vec::groups query rows, and a
+// product takes them in pairs, each rounded into a float32 sum as one multiply-add.
+inline int pair_query_at(int r, int c, int d) {
+  return ((r / Vec::groups) * (d / 8) + c / 8) * 32 + r % Vec::groups * 8 + c % 8;
+}
+template <int N, int J, int D>
+inline void pair_dots(const bf16* q, int d, const bf16* const* k, float* out, int stride,
+                      Ahead& ahead) {
+  __m512 acc[N][J];
+  for (int i = 0; i < N; ++i)
+    for (int j = 0; j < J; ++j) acc[i][j] = _mm512_setzero_ps();
+  const int all = D ? D : d, step = all / 8 * 32;
+  for (int c = 0; c < all; c += 32) {
+#pragma GCC unroll 4
+    for (int from = 0; from < 32; from += 8, q += 32) {
+      ahead.lines(J / 4);
+      __m512bh x[J];
+      for (int j = 0; j < J; ++j)
+        x[j] = (__m512bh)_mm512_broadcast_i32x4(
+            _mm_loadu_si128(reinterpret_cast<const __m128i*>(k[j] + c + from)));
+      for (int i = 0; i < N; ++i) {
+        const __m512bh y = (__m512bh)_mm512_loadu_si512(q + i * step);
+        for (int j = 0; j < J; ++j) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], y, x[j]);
+      }
+    }
+  }
+  for (int i = 0; i < N; ++i)
+    for (int j = 0; j < J; j += 4)
+      store_group_sums(out + i * Vec::groups * stride + j, stride, {acc[i][j]}, {acc[i][j + 1]},
+                       {acc[i][j + 2]}, {acc[i][j + 3]});
+}
+template <int N, int D>
+inline void pair_dots_block(const bf16* q, int d, const bf16* const* k, float* out, int stride,
+                            Ahead& ahead) {
+  constexpr int J = N * 2 <= kGroupBlock ? 8 : 4;
+  for (int j = 0; j < kKeyBlock; j += J) pair_dots<N, J, D>(q, d, k + j, out + j, stride, ahead);
+}
+#endif
+
 // ---- Values.
 
 // C vectors of a row, in an order of the type's own, which in_order() undoes for what was summed
@@ -208,18 +261,17 @@ inline void weighted(const float* p, int ps, const T* const* v, int n, int c, in
   Vec acc[R][C];
   for (int r = 0; r < R; ++r)
     for (int i = 0; i < C; ++i) acc[r][i] = zero();
-  for (int j = 0; j < n;) {
-    if (c == 0) ahead.call(4);
-    for (const int end = n - j < 4 ? n : j + 4; j < end; ++j) {
-      Vec y[R], x[C];
-      for (int r = 0; r < R; ++r) y[r] = splat(p[r * ps + j]);
-      if constexpr (Tail)
-        x[0] = load_first(v[j] + c, tail);
-      else
-        load_columns(v[j] + c, x);
-      for (int i = 0; i < C; ++i)
-        for (int r = 0; r < R; ++r) acc[r][i] = fma(y[r], x[i], acc[r][i]);
-    }
+  constexpr int kLines = (C * Vec::width * int(sizeof(T)) + 63) / 64;
+  for (int j = 0; j < n; ++j) {
+    ahead.lines(kLines);
+    Vec y[R], x[C];
+    for (int r = 0; r < R; ++r) y[r] = splat(p[r * ps + j]);
+    if constexpr (Tail)
+      x[0] = load_first(v[j] + c, tail);
+    else
+      load_columns(v[j] + c, x);
+    for (int i = 0; i < C; ++i)
+      for (int r = 0; r < R; ++r) acc[r][i] = fma(y[r], x[i], acc[r][i]);
   }
   for (int r = 0; r < R; ++r) {
     in_order<T>(acc[r]);

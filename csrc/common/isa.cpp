@@ -57,6 +57,20 @@ Isa best_isa() {
   return isa;
 }
 
+static bool detect_amd() {
+  if (const char* want = std::getenv("TOKOPS_CPU_TUNE"); want && *want)
+    return std::strcmp(want, "amd") == 0;
+#if defined(__x86_64__)
+  return __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+bool tuned_for_amd() {
+  static const bool amd = detect_amd();
+  return amd;
+}
+
 }  // namespace cpu
 std::string cpu_isa() { return cpu::isa_name(cpu::best_isa()); }
 }  // namespace tokops

@@ -8,6 +8,9 @@ namespace tokops::cpu {
 enum class Isa : int { base, avx2, avx512, avx512bf16, amx, count };
 Isa best_isa();  // what this CPU has; TOKOPS_CPU_ISA=<name> lowers it
 const char* isa_name(Isa);
+// Whether this is AMD's CPU: with the same instructions other choices are fast there than on
+// Intel's. TOKOPS_CPU_TUNE=amd or intel says otherwise.
+bool tuned_for_amd();
 
 template <class Params>
 struct Copies {

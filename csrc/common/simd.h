@@ -127,7 +127,8 @@ inline Vec swap_lanes(Vec a) {
 inline Vec repeat4(const float* p) { return {_mm512_broadcast_f32x4(_mm_loadu_ps(p))}; }
 // For each group l of four lanes: the sums of that group in a, b, c and d, stored at out + l *
 // stride.
-inline void store_group_sums(float* out, int stride, Vec a, Vec b, Vec c, Vec d) {
+[[gnu::always_inline]] inline void store_group_sums(float* out, int stride, Vec a, Vec b, Vec c,
+                                                    Vec d) {
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
   const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c.v, d.v), _mm512_unpackhi_ps(c.v, d.v));
   const __m512 x = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
@@ -208,7 +209,8 @@ inline Vec swap_lanes(Vec a) {
 inline Vec repeat4(const float* p) {
   return {_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p))};
 }
-inline void store_group_sums(float* out, int stride, Vec a, Vec b, Vec c, Vec d) {
+[[gnu::always_inline]] inline void store_group_sums(float* out, int stride, Vec a, Vec b, Vec c,
+                                                    Vec d) {
   const __m256 x = _mm256_hadd_ps(_mm256_hadd_ps(a.v, b.v), _mm256_hadd_ps(c.v, d.v));
   _mm_storeu_ps(out, _mm256_castps256_ps128(x));
   _mm_storeu_ps(out + stride, _mm256_extractf128_ps(x, 1));
@@ -265,7 +267,7 @@ inline Vec swap_lanes(Vec a) {
   return {Vec::V{a.v[Step], a.v[1 ^ Step], a.v[2 ^ Step], a.v[3 ^ Step]}};
 }
 inline Vec repeat4(const float* p) { return load(p); }
-inline void store_group_sums(float* out, int, Vec a, Vec b, Vec c, Vec d) {
+[[gnu::always_inline]] inline void store_group_sums(float* out, int, Vec a, Vec b, Vec c, Vec d) {
   out[0] = sum(a);
   out[1] = sum(b);
   out[2] = sum(c);

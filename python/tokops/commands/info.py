@@ -15,6 +15,7 @@ SWITCHES = {
     "TOKOPS_CUDA": "build: 1 builds the CUDA library, 0 does not; unset: if torch has CUDA and nvcc is there",
     "TOKOPS_CUDA_ARCHS": "build: CUDA targets, as CMake names them",
     "TOKOPS_CPU_ISA": "run: the highest CPU instruction set to use",
+    "TOKOPS_CPU_TUNE": "run: amd or intel, whose CPUs the choices are made for; unset: this CPU's maker",
     "TOKOPS_REFERENCE": "run: 1 loads no kernels; the plain PyTorch references run",
     "TOKOPS_CHECK": "run: 1 checks index values on CUDA devices too, at the cost of a synchronisation",
 }

@@ -62,7 +62,7 @@ class PagedLayer(_Layer):
             raise ValueError(
                 f"keys and values must have one shape, got {list(key_states.shape)} and {list(value_states.shape)}"
             )
-        self.k_pages = key_states.new_empty(0, heads, self.table.size, dim)
+        self.k_pages = key_states.new_empty(heads, 0, self.table.size, dim).transpose(0, 1)
         self.v_pages = torch.empty_like(self.k_pages)
         self.table.token_bytes += 2 * heads * dim * key_states.element_size()
         self.table.layers += 1
@@ -111,7 +111,9 @@ class PagedLayer(_Layer):
         self.length = self.table.length
 
     def _grown(self, pages):
-        pool = pages.new_empty(self.table.capacity, *pages.shape[1:])
+        # A head's pages lie side by side, so that a sequence in consecutive pages is read as one stream.
+        _, heads, *page = pages.shape
+        pool = pages.new_empty(heads, self.table.capacity, *page).transpose(0, 1)
         pool[: pages.shape[0]] = pages
         return pool
 
