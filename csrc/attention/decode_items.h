@@ -120,11 +120,13 @@ class Items {
     }
     Task t;
     const Part* loaded = nullptr;  // whose queries the scratch holds
+    bool called = false;           // the item before has called this one's first rows
     for (int64_t i = i0; i < i1; ++i) {
       if (i == i0 || begin_[task + 1] <= i) {
         while (begin_[task + 1] <= i) ++task;
         t = x_.task(task);
         loaded = nullptr;
+        called = false;
       }
       int chunk = int(i - begin_[task]), part = 0;
       Range range{0, 0};
@@ -136,10 +138,15 @@ class Items {
       const bool empty = part == x_.n_parts;
       Item<T> item(x_.p, x_.parts[empty ? 0 : part], t, scratch);
       if (!empty) {
-        if (loaded != &x_.parts[part]) item.load_queries();
+        if (loaded != &x_.parts[part]) item.load_queries(), called = false;
         loaded = &x_.parts[part];
-        const int from = range.lo + chunk * kChunk;
-        item.run(from, from + kChunk < range.hi ? from + kChunk : range.hi);
+        const auto end_of = [&](int chunks) {
+          const int end = range.lo + (chunk + chunks) * kChunk;
+          return end < range.hi ? end : range.hi;
+        };
+        const bool more = i + 1 < i1 && end_of(1) < range.hi;
+        item.run(range.lo + chunk * kChunk, end_of(1), end_of(more ? 2 : 1), called);
+        called = more;
       }
       if (x_.p.v) leave(item, scratch, t, i, begin_[task + 1] - begin_[task] == 1);
     }

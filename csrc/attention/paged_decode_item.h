@@ -68,7 +68,8 @@ class Item {
         k_bytes_(row_bytes(part.k, p.D)),
         v_bytes_(row_bytes(part.v, p.D)),
         second_(kSecondAhead && !cpu::tuned_for_amd()),
-        lead_(second_ ? kTile : lead_rows(k_bytes_)),
+        far_(second_ || kTile * (k_bytes_ + v_bytes_) <= 16384),
+        lead_(far_ ? kTile : lead_rows(k_bytes_)),
         tiles_(kHasTiles<T> && p.D % 32 == 0 && !packed(part.k) && !packed(part.v) && !part.v.norm),
         pairs_(kHasPairs<T> && !tiles_ && cpu::tuned_for_amd() && p.D % 32 == 0 && !p.rotate &&
                !packed(part.k)) {
@@ -99,20 +100,27 @@ class Item {
     }
   }
 
-  void run(int from, int to) {
+  // Over the keys [from, to); then come those up to `beyond`, in an item of the same thread.
+  // `called` tells that this item's first rows were called into the cache by the one before.
+  void run(int from, int to, int beyond, bool called) {
     if (t_.live == 0) return;
     const Finder finder(p_, part_, t_);
     int at = finder.find(from, to, x_.rows[0]);
-    call_first(x_.rows[0]);
+    if (!called) call_first(x_.rows[0]);
     for (int i = 0; x_.rows[i % 2].n > 0; ++i) {
       tile_ = &x_.rows[i % 2];
-      at = finder.find(at, to, x_.rows[(i + 1) % 2]);
+      const bool last = at >= to;
+      Rows& next = x_.rows[(i + 1) % 2];
+      at = finder.find(at, last ? beyond : to, next);
+      call_scales(part_.k, next, t_.hkv);
+      if (p_.v) call_scales(part_.v, next, t_.hkv);
       masked_ = !all_seen();
       const int n = tile_->n;
-      ahead_ = rows_after(*tile_, x_.rows[(i + 1) % 2]);
+      ahead_ = rows_after(*tile_, next, called || i > 0);
       score(n);
       if (p_.scores) write_scores(n);
       if (p_.v) attend(n);
+      if (last) break;
     }
     for (int r = 0; r < t_.live; ++r) x_.l[r] = sum(load(x_.lanes + r * Vec::width));
   }
@@ -192,14 +200,15 @@ class Item {
     return tile_->first > top - p_.window;
   }
 
-  // What is needed after the first rows of a tile; `next` is the tile after it, which may be empty.
-  Ahead rows_after(const Rows& tile, const Rows& next) const {
+  // What is needed after the first rows of a tile, of `next` too, the tile after it, which may be
+  // empty. `called`: the tile before it has called what it had to call.
+  Ahead rows_after(const Rows& tile, const Rows& next, bool called) const {
     const auto values = [&](const Rows& x, bool any) {
       return Ahead::Run{x.v, x.v + (any && p_.v ? kTile : 0), v_bytes_};
     };
     const Ahead::Run next_keys{next.k, next.k + (next.n ? lead_ : 0), k_bytes_};
-    if (second_) return {{next_keys, values(next, next.n > 0), {}}, true};
-    return {{{tile.k + lead_, tile.k + kTile, k_bytes_}, values(tile, true), next_keys}, false};
+    if (far_) return {{values(tile, !called), next_keys, values(next, next.n > 0)}, second_};
+    return {{{tile.k + lead_, tile.k + kTile, k_bytes_}, values(tile, true), next_keys}, second_};
   }
   // The first rows of the first tile.
   void call_first(const Rows& x) const {
@@ -444,7 +453,8 @@ class Item {
   const int dim_, dim4_;  // D rounded up, of the output and of the queries
   const int k_bytes_, v_bytes_;
   const bool second_;    // what is needed soon is called into the second cache
-  const int lead_;       // rows of keys that are called before their tile's turn
+  const bool far_;       // a whole tile is called before its turn, or
+  const int lead_;       // as many rows of its keys
   const bool tiles_;     // products on AMX tiles
   const bool pairs_;     // scores from pairs of bf16
   bool masked_ = false;  // some row does not see some key of the tile

@@ -18,19 +18,22 @@ def check_tensor(
 ) -> None:
     """Check rank, dtype and device of one argument."""
     wanted = (dims,) if isinstance(dims, int) else dims
-    refuse_unless(
-        t.dim() in wanted, op, f"{name} must have {' or '.join(map(str, wanted))} dimensions, got {t.dim()}"
+    torch._check(
+        t.dim() in wanted,
+        lambda: f"{op}: {name} must have {' or '.join(map(str, wanted))} dimensions, got {t.dim()}",
     )
-    refuse_unless(
+    torch._check(
         t.dtype in dtypes,
-        op,
-        f"{name} must be {' or '.join(str(d)[6:] for d in dtypes)}, got {str(t.dtype)[6:]}",
+        lambda: f"{op}: {name} must be {' or '.join(str(d)[6:] for d in dtypes)}, got {str(t.dtype)[6:]}",
     )
-    refuse_unless(t.device == like.device, op, f"{name} must be on {like.device}, got {t.device}")
+    torch._check(
+        t.device == like.device, lambda: f"{op}: {name} must be on {like.device}, got {t.device}"
+    )
 
 
 def check_shape(op: str, name: str, t: Tensor, shape: Sequence[int], words: str) -> None:
     """Check the exact shape of one argument; ``words`` names its axes."""
-    refuse_unless(
-        tuple(t.shape) == tuple(shape), op, f"{name} must be {words} = {list(shape)}, got {list(t.shape)}"
+    torch._check(
+        tuple(t.shape) == tuple(shape),
+        lambda: f"{op}: {name} must be {words} = {list(shape)}, got {list(t.shape)}",
     )
