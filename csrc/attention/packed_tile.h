@@ -110,22 +110,6 @@ void load_scales(const Side& x, const Rows& t, int hkv, int groups, TileScales& 
       y.scale[g * kTile + j] = y.zero[g * kTile + j] = 0;
 }
 
-// Calls the scales and zeros of a tile to come into the cache (token geometry; a channel's serve
-// many tiles).
-void call_scales(const Side& x, const Rows& t, int hkv) {
-  if (!x.scale || x.channel) return;
-  const int size = x.wide_scale ? 4 : 2;
-  for (int i = 0; i < t.stretches; ++i) {
-    const Stretch& run = t.stretch[i];
-    const int64_t at = (run.page * x.s_n + hkv * x.s_h + run.slot * x.s_p) * size;
-    const int64_t bytes = (run.to - run.from) * x.s_p * size;
-    for (int64_t b = 0; b < bytes; b += 64) {
-      __builtin_prefetch(static_cast<const uint8_t*>(x.scale) + at + b, 0, 3);
-      if (x.zero) __builtin_prefetch(static_cast<const uint8_t*>(x.zero) + at + b, 0, 3);
-    }
-  }
-}
-
 void load_norms(const Side& x, const Rows& t, int hkv, float* norm) {
   for (int i = 0; i < t.stretches; ++i) {
     const Stretch& run = t.stretch[i];

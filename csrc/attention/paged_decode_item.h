@@ -112,8 +112,6 @@ class Item {
       const bool last = at >= to;
       Rows& next = x_.rows[(i + 1) % 2];
       at = finder.find(at, last ? beyond : to, next);
-      call_scales(part_.k, next, t_.hkv);
-      if (p_.v) call_scales(part_.v, next, t_.hkv);
       masked_ = !all_seen();
       const int n = tile_->n;
       ahead_ = rows_after(*tile_, next, called || i > 0);

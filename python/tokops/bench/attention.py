@@ -19,7 +19,7 @@ What the CUDA kernel taught (H200, bf16, B64 32/8x128 L8192, floor 2.1 GB at 4.2
   has ended, 2 to 3. Of many splits of few rows an early start cost 2 us.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -56,6 +56,7 @@ class Workload:
         reads: dense tensors that hold exactly what the call reads; empty where bytes are no measure.
         fraction: part of ``reads`` that the call reads (pages of a ragged batch are not all full).
         check: raises where ours and a peer disagree.
+        layers: ops in one call; a row's times are those of one.
     """
 
     ours: Callable[[], object]
@@ -63,6 +64,7 @@ class Workload:
     reads: tuple[Tensor, ...]
     check: Callable[[], None]
     fraction: float = 1.0
+    layers: int = 1
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,39 @@ def agree(ours: Tensor, peer: Tensor) -> None:
     """Both within a few roundings of their dtype; a benchmark of a wrong result is worth nothing."""
     rtol, atol = (1e-3, 2e-5) if ours.dtype == torch.float32 else (5e-2, 4e-3)
     torch.testing.assert_close(ours.float(), peer.float(), rtol=rtol, atol=atol)
+
+
+#: Bytes of the caches that are read in turn on a CPU: a model comes back to a layer's cache when it has read all others,
+#: so that one cache which stays near the core would be no measure.
+_IN_TURN = 256 << 20
+
+
+def layered(device: str, size: int, one: Callable[[], Workload]) -> Workload:
+    """A workload on caches of ``size`` bytes, over as many of them as a model with long contexts has.
+
+    Args:
+        one: builds the workload of one layer; all of them read different memory.
+    """
+    layers = [one() for _ in range(1 if device != "cpu" else max(1, _IN_TURN // size))]
+    if len(layers) == 1:
+        return layers[0]
+
+    def through(calls: Sequence[Callable[[], object]]) -> Callable[[], None]:
+        def call() -> None:
+            for layer in calls:
+                layer()
+
+        return call
+
+    first = layers[0]
+    return Workload(
+        through([layer.ours for layer in layers]),
+        {name: through([layer.peers[name] for layer in layers]) for name in first.peers},
+        tuple(x for layer in layers for x in layer.reads),
+        first.check,
+        first.fraction,
+        len(layers),
+    )
 
 
 def dense(batch, hq, hkv, d, length, dtype, device) -> Workload:
@@ -221,7 +256,12 @@ def _of_dtype(dtype, device, quick) -> Iterator[Case]:
         yield Case(
             f"dense B1 {hq}/{hkv}x64 L8128 {name}",
             (Bar("floor", 0.75), Bar("fastest torch", 1.5)),
-            partial(dense, 1, hq, hkv, 64, 8128, dtype, device),
+            partial(
+                layered,
+                device,
+                2 * hkv * 64 * 8128 * dtype.itemsize,
+                partial(dense, 1, hq, hkv, 64, 8128, dtype, device),
+            ),
         )
     yield Case(
         f"selected 1024 of 16384 {name}",

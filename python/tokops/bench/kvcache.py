@@ -31,7 +31,7 @@ from torch import Tensor
 from tokops.attention import Part, packed_decode, paged_decode
 from tokops.kvcache import Codec, kv_append, kv_dequantize
 
-from .attention import Bar, Case, Peers, Workload, agree, as_pages, inputs, lengths
+from .attention import Bar, Case, Peers, Workload, agree, as_pages, inputs, layered, lengths
 
 _PAGE = 64
 _SHAPES = ((9, 3, 64), (32, 8, 128))
@@ -110,6 +110,12 @@ def packed(batch, hq, hkv, d, length, kind, q_int8, device) -> Workload:
     return Workload(ours, peers, pools.tensors, check)
 
 
+def _layers(hq, hkv, d, kind, q_int8, device) -> Workload:
+    """:func:`packed` at one length over as many layers as int4 pages of them do not stay near the core either."""
+    one = partial(packed, 1, hq, hkv, d, _LENGTH, kind, q_int8, device)
+    return layered(device, 2 * hkv * d * _LENGTH, one)
+
+
 def selected(hq, hkv, d, length, k_selected, kind, device) -> Workload:
     """Decode over a list per KV head out of packed pages, beside all of them and a decoded copy of the list."""
     q, k, v, _, lens = inputs(1, hq, hkv, d, length, torch.bfloat16, device)
@@ -177,12 +183,12 @@ def cases(device: str = "cpu", quick: bool = False) -> Iterator[Case]:
             bf16 = Bar("our bf16", least_int8 if q_int8 else least)
             int8 = Bar("our int8", 1.25 if q_int8 else 1.1)
             for kind, bar in (("int8", bf16), ("int4", int8)):
-                build = partial(packed, 1, hq, hkv, d, _LENGTH, kind, q_int8, device)
+                build = partial(_layers, hq, hkv, d, kind, q_int8, device)
                 yield Case(f"{kind} {shape}{query}", (bar,), build)
         if quick:
             break
         for kind in ("int2", "fp8_e4m3"):
-            yield Case(f"{kind} {shape}", (), partial(packed, 1, hq, hkv, d, _LENGTH, kind, False, device))
+            yield Case(f"{kind} {shape}", (), partial(_layers, hq, hkv, d, kind, False, device))
     yield Case(
         "int4 selected 1024 of 16384",
         (Bar("our dense int4", 6.0),),

@@ -35,7 +35,7 @@ class Row:
 
     Attributes:
         label: the case.
-        seconds: median time of ours.
+        seconds: median time of ours, of one layer where there are several.
         floor_seconds: median time of the fastest pass that reads the same bytes; 0 where bytes are no measure.
         floor_by: the torch op that this pass uses; "" where bytes are no measure.
         read_bytes: bytes that the op has to read; 0 where they are no measure.
@@ -113,7 +113,8 @@ def measure(
     calls: dict[tuple[str, str], Callable[[], object]] = {("ours", ""): work.ours}
     calls |= {("peer", name): call for name, call in work.peers.items()}
     calls |= {("floor", name): call for name, call in reads.items()}
-    taken = medians(interleaved(calls, rounds=rounds, seconds=seconds, watch=stopwatch(device), tick=tick))
+    samples = interleaved(calls, rounds=rounds, seconds=seconds, watch=stopwatch(device), tick=tick)
+    taken = {name: time / work.layers for name, time in medians(samples).items()}
     peers = {name: taken["peer", name] for name in work.peers}
     floor, floor_by = _floor(work, taken)
     ours = taken["ours", ""]
@@ -122,7 +123,8 @@ def measure(
         reference = _reference(bar, floor, peers)
         if reference is not None:
             verdicts.append(Verdict(bar.against, reference / ours, bar.least))
-    return Row(case.label, ours, floor, floor_by, round(_size(work.reads) * work.fraction), peers, verdicts)
+    read = round(_size(work.reads) * work.fraction / work.layers)
+    return Row(case.label, ours, floor, floor_by, read, peers, verdicts)
 
 
 def machine(device: str = "cpu") -> dict[str, str | int]:
