@@ -26,9 +26,7 @@ def check_tensor(
         t.dtype in dtypes,
         lambda: f"{op}: {name} must be {' or '.join(str(d)[6:] for d in dtypes)}, got {str(t.dtype)[6:]}",
     )
-    torch._check(
-        t.device == like.device, lambda: f"{op}: {name} must be on {like.device}, got {t.device}"
-    )
+    torch._check(t.device == like.device, lambda: f"{op}: {name} must be on {like.device}, got {t.device}")
 
 
 def check_shape(op: str, name: str, t: Tensor, shape: Sequence[int], words: str) -> None:
