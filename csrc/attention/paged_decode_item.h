@@ -364,7 +364,7 @@ class Item {
     const int width = round_up(n, Vec::width);
     for (int r = 0; r < t_.live; ++r) {
       float* s = x_.s + r * kTile;
-      ahead_.lines(8);
+      tiles_ ? ahead_.call(4) : ahead_.lines(8);
       if (x_.m[r] == -INFINITY) {
         for (int j = 0; j < width; j += Vec::width) store(s + j, zero());
         continue;

@@ -38,7 +38,7 @@ struct Ahead {
   }
   void call(int rows) {
     if (at < 3)
-      for (int left = (rows * run[at].bytes + 63) / 64; left > 0; --left) lines(1);
+      for (int left = rows * ((run[at].bytes + 63) / 64); left > 0; --left) lines(1);
   }
 
  private:

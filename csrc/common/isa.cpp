@@ -58,8 +58,10 @@ Isa best_isa() {
 }
 
 static bool detect_amd() {
-  if (const char* want = std::getenv("TOKOPS_CPU_TUNE"); want && *want)
-    return std::strcmp(want, "amd") == 0;
+  if (const char* want = std::getenv("TOKOPS_CPU_TUNE")) {
+    if (std::strcmp(want, "amd") == 0) return true;
+    if (std::strcmp(want, "intel") == 0) return false;
+  }
 #if defined(__x86_64__)
   return __builtin_cpu_is("amd");
 #else
