@@ -30,8 +30,9 @@ from torch import Tensor
 
 from tokops.attention import Part, packed_decode, paged_decode
 from tokops.kvcache import Codec, kv_append, kv_dequantize
+from tokops.kvcache.pool import Pool
 
-from .attention import Bar, Case, Peers, Workload, agree, as_pages, inputs, layered, lengths
+from .attention import Bar, Case, Peers, Workload, agree, inputs, layered, lengths
 
 _PAGE = 64
 _SHAPES = ((9, 3, 64), (32, 8, 128))
@@ -50,8 +51,10 @@ class _Pools:
         batch, heads, length, dim = k.shape
         self.codec = Codec(kind, group=_group(kind))
         pages = -(-length // _PAGE)
-        self.keys = self.codec.empty(batch * pages, heads, _PAGE, dim, device=k.device)
-        self.values = self.codec.empty(batch * pages, heads, _PAGE, dim, device=k.device)
+        self.keys, self.values = (
+            Pool(self.codec, (heads, _PAGE, dim), batch * pages, torch.float32, k.device).tensors
+            for _ in range(2)
+        )
         self.table = torch.arange(batch * pages, dtype=torch.int32, device=k.device).view(batch, pages)
         self.lens = lengths([length] * batch, k.device)
         self.append(k.transpose(1, 2), v.transpose(1, 2))
@@ -88,13 +91,24 @@ def _decode(
     return lambda: packed_decode(q, parts, lens, q_int8=q_int8, **selection)[0]
 
 
+def _pages_side_by_side(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Full-precision pools laid out as those of the stores, a head's pages side by side, and their table."""
+    batch, heads, length, dim = k.shape
+    pages = length // _PAGE
+    pools = [
+        x.view(batch, heads, pages, _PAGE, dim).transpose(0, 1).reshape(heads, -1, _PAGE, dim).transpose(0, 1)
+        for x in (k, v)
+    ]
+    table = torch.arange(batch * pages, dtype=torch.int32, device=k.device).view(batch, pages)
+    return pools[0], pools[1], table
+
+
 def packed(batch, hq, hkv, d, length, kind, q_int8, device) -> Workload:
     """Dense decode over packed pages, beside the wider kernels: bf16, and int8 for int4."""
     q, k, v, _, lens = inputs(batch, hq, hkv, d, length, torch.bfloat16, device)
     pools = _Pools(kind, k, v)
     ours = _decode(pools, q, lens, q_int8)
-    k_pages, v_pages, table = as_pages(k, v, _PAGE)
-    peers: Peers = {"our bf16": partial(paged_decode, q, k_pages, v_pages, table, lens)}
+    peers: Peers = {"our bf16": partial(paged_decode, q, *_pages_side_by_side(k, v), lens)}
     if kind == "int4":
         peers["our int8"] = _decode(_Pools("int8", k, v), q, lens, q_int8)
     if q_int8:

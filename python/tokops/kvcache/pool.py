@@ -30,9 +30,10 @@ class Pool:
         grid: Grid | None = None,
     ):
         self.codec, self.shape = codec, shape
-        self.codes, self.scale, self.zero = codec.empty(pages, *shape, dtype, device)
+        self.codes, self.scale, self.zero = codec.empty(0, *shape, dtype, device)
         if grid is not None:
             self.scale, self.zero = grid
+        Pool.grow(self, pages)
 
     @property
     def pages(self) -> int:
@@ -55,7 +56,8 @@ class Pool:
         for name in self._names:
             old = getattr(self, name)
             if old.shape[0] < pages:
-                new = old.new_empty(pages, *old.shape[1:])
+                # A head's pages lie side by side, so that a sequence in consecutive pages is read as one stream.
+                new = old.new_empty(old.shape[1], pages, *old.shape[2:]).transpose(0, 1)
                 new[: old.shape[0]] = old
                 setattr(self, name, new)
 
