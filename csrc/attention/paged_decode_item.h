@@ -1,6 +1,8 @@
 // One work item of attention over parts on the CPU: some rows over one chunk of their keys in one
 // part, tile by tile. For .isa.cpp files.
 #pragma once
+#include <type_traits>
+
 #include "attention/packed_tile.h"
 #include "attention/tiles_amx.h"
 #include "common/isa.h"
@@ -8,30 +10,23 @@
 namespace tokops {
 namespace {
 
-#if defined(__AMX_BF16__)
-template <class T>
-constexpr bool kHasTiles = false;
-template <>
-constexpr bool kHasTiles<bf16> = true;
-#else
-template <class T>
-constexpr bool kHasTiles = false;
-#endif
-
 // With registers this wide a tile is soon through: a whole one ahead pays, in the second cache, but
 // on AMD's CPUs, where a call into that holds up the core (a third more time).
-#if defined(__AVX512F__)
-constexpr bool kSecondAhead = true;
-#else
-constexpr bool kSecondAhead = false;
-#endif
+constexpr bool kSecondAhead = Vec::width == 16;
 
+template <class T>
+constexpr bool kIsBf16 = std::is_same_v<T, bf16>;
+#if defined(__AMX_BF16__)
+template <class T>
+constexpr bool kHasTiles = kIsBf16<T>;
+#else
+template <class T>
+constexpr bool kHasTiles = false;
+#endif
 // Products of bf16 pairs: on AMD's CPUs twice as many as of floats in the same time.
 #if defined(__AVX512BF16__)
 template <class T>
-constexpr bool kHasPairs = false;
-template <>
-constexpr bool kHasPairs<bf16> = true;
+constexpr bool kHasPairs = kIsBf16<T>;
 #else
 template <class T>
 constexpr bool kHasPairs = false;
@@ -86,7 +81,7 @@ class Item {
     const int padded = round_up(t_.live, Vec::groups);
     float row[kMaxDim];
     x_.packed.by_integers = p_.q_int8 && integer_products(part_.k, p_.D);
-    if (!tiles_ && !packed(part_.k))
+    if (!tiles_ && !pairs_ && !packed(part_.k))
       for (int i = 0; i < padded * dim4_; ++i) x_.q[i] = 0;
     if (kHasPairs<T> && pairs_)
       for (int i = 0; i < padded * p_.D; ++i) x_.tile_q[i] = T{};
@@ -167,7 +162,7 @@ class Item {
   void place_query(int r, float* row) {
     if (packed(part_.k)) return place_packed_query(part_.k, row, r, t_.live, p_.D, x_.packed);
     float* to = x_.q + query_at(r, 0, dim4_);
-    if (!tiles_)
+    if (!tiles_ && !pairs_)
       for (int c = 0; c < p_.D; ++c) {
         const int i = float_at<T>(c, p_.D);
         to[i / 4 * Vec::width + i % 4] = row[c];
