@@ -71,13 +71,6 @@ inline Vec fp8(const uint8_t* p) {
   const __m128i rest = _mm_slli_epi16(_mm_and_si128(x, _mm_set1_epi16(0x7f)), 7);
   return {_mm256_cvtph_ps(_mm_or_si128(sign, rest))};
 }
-inline Vec add_pairs(Vec a, Vec b) {
-  return {_mm256_add_ps(_mm256_shuffle_ps(a.v, b.v, 0x88), _mm256_shuffle_ps(a.v, b.v, 0xdd))};
-}
-inline void store_sums(float* out, Vec a, Vec b, Vec c, Vec d) {
-  const __m256 x = add_pairs(add_pairs(a, b), add_pairs(c, d)).v;
-  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
-}
 #else
 struct Ints {
   Vec::I v;
@@ -96,8 +89,10 @@ inline Vec fp8(const uint8_t* p) {
     x[i].bits = E4m3 ? uint16_t((p[i] & 0x80) << 8 | (p[i] & 0x7f) << 7) : uint16_t(p[i] << 8);
   return load(x);
 }
+#endif
+#if !defined(__AVX512F__)
 inline void store_sums(float* out, Vec a, Vec b, Vec c, Vec d) {
-  store_group_sums(out, 4, a, b, c, d);
+  store_group_sums(out, 0, a, b, c, d);
 }
 #endif
 
@@ -172,15 +167,6 @@ inline void each_vector(int dim, const F& f) {
   using U = Unpack<C>;
   for (int u = 0; u < units_of<C>(dim); ++u)
     for (int i = 0; i < U::kVecs; ++i) f(u * U::kVecs + i, U::offset(u, i));
-}
-
-// Leaves the compiler no choice but to hold x in a register here: it would load queries once per
-// key instead, and move sums about.
-template <class V>
-inline void pin([[maybe_unused]] V& x) {
-#if defined(__x86_64__)
-  asm("" : "+v"(x.v));
-#endif
 }
 
 // Where registers are few: what was loaded from the row is loaded again instead of kept in one.

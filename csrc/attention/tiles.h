@@ -1,5 +1,7 @@
 // The two inner products of attention over a tile of rows named by pointers, for .isa.cpp files.
 #pragma once
+#include <type_traits>
+
 #include "common/simd.h"
 
 namespace tokops {
@@ -90,58 +92,135 @@ inline void in_blocks(int rows, const F& f) {
   }
 }
 
-// ---- Scores. A vector holds four dimensions of Vec::groups query rows, so that one key's four
-// dimensions, repeated
-// ---- over the width, meet all of them and sums need no shuffle across groups.
+// ---- Scores. A vector holds some dimensions of Vec::groups query rows, so that the same of a key,
+// ---- repeated over the width, meet all of them and no sum leaves its group.
 
+inline constexpr int kLanes = Vec::width / Vec::groups;  // dimensions of a vector
 inline constexpr int kKeyBlock = 8;
+// Vectors of queries, and keys beside `n` of them, whose sums the registers hold.
 #if defined(__AVX512F__)
-inline constexpr int kGroupBlock = 4;  // vectors of queries whose accumulators fit the registers
+inline constexpr int kGroupBlock = 4;
+constexpr int keys_beside(int n) { return n <= 2 ? 8 : 4; }
+#elif defined(__AVX2__)
+inline constexpr int kGroupBlock = 6;
+constexpr int keys_beside(int n) { return n == 1 ? 8 : n <= 3 ? 4 : 2; }
 #else
 inline constexpr int kGroupBlock = 2;
+constexpr int keys_beside(int n) { return n == 1 ? 8 : 4; }
 #endif
 
-// Where dimension c of query row r stands among rows of padded dimension d4 (a multiple of 4).
-inline int query_at(int r, int c, int d4) {
-  return ((r / Vec::groups) * (d4 / 4) + c / 4) * Vec::width + (r % Vec::groups) * 4 + c % 4;
+// Where dimension c of query row r stands among rows of padded dimension d (a multiple of kLanes).
+inline int query_at(int r, int c, int d) {
+  return ((r / Vec::groups) * (d / kLanes) + c / kLanes) * Vec::width + (r % Vec::groups) * kLanes +
+         c % kLanes;
 }
 
-// out[r * stride + j] = q_r . k_j for N * Vec::groups rows and J (a multiple of 4) keys of d4
-// floats; D is d4, or 0 where it is known late. As many lines are called as the keys' elements of
-// Size bytes fill.
-template <int N, int J, int D, int Size>
-inline void dots(const float* q, int d4, const float* const* k, float* out, int stride,
-                 Ahead& ahead) {
-  constexpr int kRun = D ? 32 : 4, kLines = J * Size / 16, kEvery = kLines ? 4 : 8;
+// A key's dimensions from k on, as a product takes them: kCount vectors in an order of the type's
+// own, which float_at() tells. Types whose kCount is 0 become floats first.
+template <class T>
+struct KeyVectors {
+  static constexpr int kCount = 0;
+};
+template <>
+struct KeyVectors<float> {
+  static constexpr int kCount = 1;
+  template <bool>
+  static Vec load(const float* k, int) {
+    return repeat(k);
+  }
+};
+#if defined(__AVX2__) && !defined(__AVX512F__)
+template <>
+struct KeyVectors<f16> {
+  static constexpr int kCount = 1;
+  template <bool>
+  static Vec load(const f16* k, int) {
+    return tokops::load(k);
+  }
+};
+alignas(32) constexpr uint32_t kUpperHalves[] = {~0xffffu, ~0xffffu, ~0xffffu, ~0xffffu,
+                                                 ~0xffffu, ~0xffffu, ~0xffffu, ~0xffffu};
+template <>
+struct KeyVectors<bf16> {
+  static constexpr int kCount = 2;
+  // Crowded: no register is free for the mask.
+  template <bool Crowded>
+  static Vec load(const bf16* k, int i) {
+    Vec even, odd;
+    load_even_odd(k, &even, &odd);
+    if (!Crowded || i == 0) return i ? odd : even;
+    const uint32_t* mask = kUpperHalves;
+    asm("" : "+r"(mask));
+    return {_mm256_and_ps(_mm256_loadu_ps(reinterpret_cast<const float*>(k)),
+                          _mm256_load_ps(reinterpret_cast<const float*>(mask)))};
+  }
+};
+#endif
+template <class T>
+constexpr int kKeyStep = KeyVectors<T>::kCount * kLanes;
+
+// out[r * stride + j] = q_r . k_j for N * Vec::groups rows and J keys of d elements, a multiple of
+// kKeyStep<T>; D is d, or 0 where it is known late. As many lines are called as the keys' elements
+// of Size bytes fill.
+template <int N, int J, int D, int Size, class T>
+inline void dots(const float* q, int d, const T* const* k, float* out, int stride, Ahead& ahead) {
+  constexpr int kStep = kKeyStep<T>, kVecs = KeyVectors<T>::kCount,
+                kRun = D && !kFewRegisters ? 32 : kStep;
+  constexpr int kLines = J * kStep * Size / 64, kEvery = kLines ? kStep : 64 / (J * Size);
+  constexpr bool kCrowded = N * J + N + 1 >= 16;
   Vec acc[N][J];
   for (int i = 0; i < N; ++i)
     for (int j = 0; j < J; ++j) acc[i][j] = zero();
-  const int all = D ? D : d4, step = all / 4 * Vec::width;
+  const int all = D ? D : d, step = all / kLanes * Vec::width;
   for (int c = 0; c < all; c += kRun) {
 #pragma GCC unroll 8
-    for (int from = 0; from < kRun; from += 4, q += Vec::width) {
+    for (int from = 0; from < kRun; from += kStep) {
       if ((c + from) % kEvery == 0) ahead.lines(kLines ? kLines : 1);
-      Vec x[J];
-      for (int j = 0; j < J; ++j) x[j] = repeat4(k[j] + c + from);
-      for (int i = 0; i < N; ++i) {
-        const Vec y = load(q + i * step);
-        for (int j = 0; j < J; ++j) acc[i][j] = fma(y, x[j], acc[i][j]);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVecs; ++v, q += Vec::width) {
+        if constexpr (kFewRegisters && N < J) {
+          Vec y[N];
+          for (int i = 0; i < N; ++i) y[i] = load(q + i * step);
+          for (int i = 0; i < N; ++i) pin(y[i]);
+          for (int j = 0; j < J; ++j) {
+            const Vec x = KeyVectors<T>::template load<kCrowded>(k[j] + c + from, v);
+            for (int i = 0; i < N; ++i) acc[i][j] = fma(y[i], x, acc[i][j]);
+          }
+        } else {
+          Vec x[J];
+          for (int j = 0; j < J; ++j)
+            x[j] = KeyVectors<T>::template load<false>(k[j] + c + from, v);
+          for (int i = 0; i < N; ++i) {
+            const Vec y = load(q + i * step);
+            for (int j = 0; j < J; ++j) acc[i][j] = fma(y, x[j], acc[i][j]);
+          }
+        }
       }
     }
   }
-  for (int i = 0; i < N; ++i)
-    for (int j = 0; j < J; j += 4)
-      store_group_sums(out + i * Vec::groups * stride + j, stride, acc[i][j], acc[i][j + 1],
-                       acc[i][j + 2], acc[i][j + 3]);
+  static_assert(J % 4 == 0 || (J == 2 && Vec::groups == 1));
+  if constexpr (J == 2) {  // two rows fill four sums
+    for (int i = 0; i < N; i += 2) {
+      const int next = i + 1 < N ? i + 1 : i;
+      float sums[4];
+      store_group_sums(sums, 0, acc[i][0], acc[i][1], acc[next][0], acc[next][1]);
+      std::memcpy(out + i * stride, sums, 8);
+      std::memcpy(out + next * stride, sums + (next - i) * 2, 8);
+    }
+  } else {
+    for (int i = 0; i < N; ++i)
+      for (int j = 0; j < J; j += 4)
+        store_group_sums(out + i * Vec::groups * stride + j, stride, acc[i][j], acc[i][j + 1],
+                         acc[i][j + 2], acc[i][j + 3]);
+  }
 }
 
-// The same for kKeyBlock keys, as many at a time as keep enough sums in flight within the
-// registers.
-template <int N, int D, int Size>
-inline void dots_block(const float* q, int d4, const float* const* k, float* out, int stride,
+// The same for kKeyBlock keys.
+template <int N, int D, int Size, class T>
+inline void dots_block(const float* q, int d, const T* const* k, float* out, int stride,
                        Ahead& ahead) {
-  constexpr int J = N * 2 <= kGroupBlock ? 8 : 4;
-  for (int j = 0; j < kKeyBlock; j += J) dots<N, J, D, Size>(q, d4, k + j, out + j, stride, ahead);
+  constexpr int J = keys_beside(N);
+  for (int j = 0; j < kKeyBlock; j += J) dots<N, J, D, Size>(q, d, k + j, out + j, stride, ahead);
 }
 
 // Where dimension c of a key of d stands among the floats that as_floats() makes of it: a shift and
@@ -218,7 +297,7 @@ inline void pair_dots(const bf16* q, int d, const bf16* const* k, float* out, in
 template <int N, int D>
 inline void pair_dots_block(const bf16* q, int d, const bf16* const* k, float* out, int stride,
                             Ahead& ahead) {
-  constexpr int J = N * 2 <= kGroupBlock ? 8 : 4;
+  constexpr int J = keys_beside(N);
   for (int j = 0; j < kKeyBlock; j += J) pair_dots<N, J, D>(q, d, k + j, out + j, stride, ahead);
 }
 #endif
@@ -232,7 +311,12 @@ inline void load_columns(const T* v, Vec (&x)[C]) {
   for (int i = 0; i < C; ++i) x[i] = load(v + i * Vec::width);
 }
 template <class T, int C>
-inline void in_order(Vec (&)[C]) {}
+inline void in_order(Vec (&x)[C]) {
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<T, bf16>)
+    for (int i = 0; i + 1 < C; i += 2) interleave(&x[i], &x[i + 1]);
+#endif
+}
 #if defined(__AVX2__)
 template <int C>
 inline void load_columns(const bf16* v, Vec (&x)[C]) {
@@ -241,15 +325,6 @@ inline void load_columns(const bf16* v, Vec (&x)[C]) {
   } else {
     for (int i = 0; i < C; i += 2) load_even_odd(v + i * Vec::width, &x[i], &x[i + 1]);
   }
-}
-template <>
-inline void in_order<bf16, 2>(Vec (&x)[2]) {
-  interleave(&x[0], &x[1]);
-}
-template <>
-inline void in_order<bf16, 4>(Vec (&x)[4]) {
-  interleave(&x[0], &x[1]);
-  interleave(&x[2], &x[3]);
 }
 #endif
 
@@ -264,14 +339,23 @@ inline void weighted(const float* p, int ps, const T* const* v, int n, int c, in
   constexpr int kLines = (C * Vec::width * int(sizeof(T)) + 63) / 64;
   for (int j = 0; j < n; ++j) {
     ahead.lines(kLines);
-    Vec y[R], x[C];
-    for (int r = 0; r < R; ++r) y[r] = splat(p[r * ps + j]);
+    Vec x[C];
     if constexpr (Tail)
       x[0] = load_first(v[j] + c, tail);
     else
       load_columns(v[j] + c, x);
-    for (int i = 0; i < C; ++i)
-      for (int r = 0; r < R; ++r) acc[r][i] = fma(y[r], x[i], acc[r][i]);
+    if constexpr (kFewRegisters && R > C) {
+      for (int r = 0; r < R; ++r) {
+        Vec y = splat(p[r * ps + j]);
+        pin(y);
+        for (int i = 0; i < C; ++i) acc[r][i] = fma(y, x[i], acc[r][i]);
+      }
+    } else {
+      Vec y[R];
+      for (int r = 0; r < R; ++r) y[r] = splat(p[r * ps + j]);
+      for (int i = 0; i < C; ++i)
+        for (int r = 0; r < R; ++r) acc[r][i] = fma(y[r], x[i], acc[r][i]);
+    }
   }
   for (int r = 0; r < R; ++r) {
     in_order<T>(acc[r]);
@@ -282,17 +366,36 @@ inline void weighted(const float* p, int ps, const T* const* v, int n, int c, in
   }
 }
 
+// Rows whose sums the registers hold, by two columns at least, and columns beside `rows` of them.
 #if defined(__AVX512F__)
-inline constexpr int kValueRows = 8,
-                     kWideRows = 4;  // rows whose sums fit the registers, by 2 and 4 columns
+template <class T>
+constexpr int kValueRows = 8;
+template <class T>
+constexpr int columns_beside(int rows) {
+  return rows <= 4 ? 4 : 2;
+}
+#elif defined(__AVX2__)
+template <class T>
+constexpr bool kPairs = std::is_same_v<T, bf16>;
+template <class T>
+constexpr int kValueRows = kPairs<T> ? 6 : 4;
+template <class T>
+constexpr int columns_beside(int rows) {
+  return rows == 1 ? 8 : rows == 2 || (rows == 3 && !kPairs<T>) ? 4 : 2;
+}
 #else
-inline constexpr int kValueRows = 4, kWideRows = 2;
+template <class T>
+constexpr int kValueRows = 4;
+template <class T>
+constexpr int columns_beside(int rows) {
+  return rows <= 2 ? 4 : 2;
+}
 #endif
 
 template <int R, class T>
 inline void weighted_rows(const float* p, int ps, const T* const* v, int n, int d,
                           const float* keep, float* out, int os, Ahead& ahead) {
-  constexpr int C = R <= kWideRows ? 4 : 2;
+  constexpr int C = columns_beside<T>(R);
   int c = 0;
   for (; c + C * Vec::width <= d; c += C * Vec::width)
     weighted<R, C, false>(p, ps, v, n, c, 0, keep, out, os, ahead);

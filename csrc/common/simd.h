@@ -123,10 +123,9 @@ inline Vec swap_lanes(Vec a) {
     return {_mm512_shuffle_f32x4(a.v, a.v, Step == 4 ? 0xb1 : 0x4e)};
   }
 }
-// Four floats, repeated over the width.
-inline Vec repeat4(const float* p) { return {_mm512_broadcast_f32x4(_mm_loadu_ps(p))}; }
-// For each group l of four lanes: the sums of that group in a, b, c and d, stored at out + l *
-// stride.
+// The floats of one group of lanes, repeated over all groups.
+inline Vec repeat(const float* p) { return {_mm512_broadcast_f32x4(_mm_loadu_ps(p))}; }
+// For each group l of lanes: the sums of that group in a, b, c and d, stored at out + l * stride.
 [[gnu::always_inline]] inline void store_group_sums(float* out, int stride, Vec a, Vec b, Vec c,
                                                     Vec d) {
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
@@ -139,7 +138,7 @@ inline Vec repeat4(const float* p) { return {_mm512_broadcast_f32x4(_mm_loadu_ps
 }
 #elif defined(__AVX2__)
 struct Vec {
-  static constexpr int width = 8, groups = 2;
+  static constexpr int width = 8, groups = 1;
   __m256 v;
 };
 inline Vec zero() { return {_mm256_setzero_ps()}; }
@@ -206,14 +205,13 @@ inline Vec swap_lanes(Vec a) {
     return {_mm256_permute_ps(a.v, Step == 1 ? 0xb1 : 0x4e)};
   }
 }
-inline Vec repeat4(const float* p) {
-  return {_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p))};
-}
-[[gnu::always_inline]] inline void store_group_sums(float* out, int stride, Vec a, Vec b, Vec c,
-                                                    Vec d) {
-  const __m256 x = _mm256_hadd_ps(_mm256_hadd_ps(a.v, b.v), _mm256_hadd_ps(c.v, d.v));
-  _mm_storeu_ps(out, _mm256_castps256_ps128(x));
-  _mm_storeu_ps(out + stride, _mm256_extractf128_ps(x, 1));
+inline Vec repeat(const float* p) { return load(p); }
+[[gnu::always_inline]] inline void store_group_sums(float* out, int, Vec a, Vec b, Vec c, Vec d) {
+  const auto pairs = [](__m256 x, __m256 y) {
+    return _mm256_add_ps(_mm256_shuffle_ps(x, y, 0x88), _mm256_shuffle_ps(x, y, 0xdd));
+  };
+  const __m256 x = pairs(pairs(a.v, b.v), pairs(c.v, d.v));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
 }
 #else
 // Four lanes of the compiler's own vectors: SSE2 on x86, NEON on Arm.
@@ -266,7 +264,7 @@ template <int Step>
 inline Vec swap_lanes(Vec a) {
   return {Vec::V{a.v[Step], a.v[1 ^ Step], a.v[2 ^ Step], a.v[3 ^ Step]}};
 }
-inline Vec repeat4(const float* p) { return load(p); }
+inline Vec repeat(const float* p) { return load(p); }
 [[gnu::always_inline]] inline void store_group_sums(float* out, int, Vec a, Vec b, Vec c, Vec d) {
   out[0] = sum(a);
   out[1] = sum(b);
@@ -281,6 +279,17 @@ inline Vec scale_or_zero(Vec y, Vec n, Vec x, Vec floor) {
   return select_less(x, floor, zero(), y * exp2i(n));
 }
 #endif
+
+inline constexpr bool kFewRegisters = Vec::width < 16;
+
+// Leaves the compiler no choice but to hold x in a register here: it would load what many products
+// share once per product instead, and move sums about.
+template <class V>
+inline void pin([[maybe_unused]] V& x) {
+#if defined(__x86_64__)
+  asm("" : "+v"(x.v));
+#endif
+}
 
 // The first n < Vec::width elements, zeros behind them.
 template <class T>

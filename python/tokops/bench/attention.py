@@ -19,6 +19,15 @@ And on an EPYC (Zen 5, AVX-512 and BF16; bf16, 9/3x64 and 32/8x128, caches from 
 - Heads whose pages lie side by side are one stream: 549 us for 642 (9/3x64 L8128 fp32, one thread). Huge pages gain 5
   to 14 % of one thread's time and nothing that could be seen in a model's step.
 
+And on an EPYC with AVX2 alone (Zen 3; a core that another guest may share, so times move by half):
+
+- Arithmetic is the bound: at G = 4 the read bandwidth of bf16 asks for 60 % of the multiply-adds there are, at G = 7
+  for all. Sixteen registers decide: a vector of eight dimensions of one row, bf16 widened on the way and never stored,
+  up to six rows beside two keys: a tile's scores run at 55 to 65 % of the peak where they ran at 15 to 35, values at 70
+  to 85 for 55 to 70. Of the whole call that is 10 to 15 % hot (170 us to 148, 12/2x64 L2048), 40 % with G = 1.
+- Unrolled further, or with sums and a mask more than fit, the compiler moves sums about and all of it is lost.
+- Keys called a whole tile ahead: 12.6 ms for 14.9 (L16384 fp32, one thread).
+
 What the CUDA kernel taught (H200, bf16, B64 32/8x128 L8192, floor 2.1 GB at 4.2 TB/s, 0.51 ms):
 
 - Tiles shared by a block, a barrier each, 1100 instructions per 16 keys: 1.27 ms. Every warp on its own ring, waiting
