@@ -3,16 +3,13 @@
 #pragma once
 #include <type_traits>
 
+#include "attention/lookahead.h"
 #include "attention/packed_tile.h"
+#include "attention/running_softmax.h"
 #include "attention/tiles_amx.h"
-#include "common/isa.h"
 
 namespace tokops {
 namespace {
-
-// With registers this wide a tile is soon through: a whole one ahead pays, in the second cache, but
-// on AMD's CPUs, where a call into that holds up the core (a third more time).
-constexpr bool kSecondAhead = Vec::width == 16;
 
 template <class T>
 constexpr bool kIsBf16 = std::is_same_v<T, bf16>;
@@ -61,10 +58,7 @@ class Item {
         dim_(round_up(p.D, Vec::width)),
         q_dim_(round_up(p.D, kLanes)),
         k_bytes_(row_bytes(part.k, p.D)),
-        v_bytes_(row_bytes(part.v, p.D)),
-        second_(kSecondAhead && !cpu::tuned_for_amd()),
-        far_(second_ || kTile * (k_bytes_ + v_bytes_) <= 16384),
-        lead_(far_ ? kTile : lead_rows(k_bytes_)),
+        lookahead_(k_bytes_, row_bytes(part.v, p.D), p.v != nullptr),
         tiles_(kHasTiles<T> && p.D % 32 == 0 && !packed(part.k) && !packed(part.v) && !part.v.norm),
         pairs_(kHasPairs<T> && !tiles_ && cpu::tuned_for_amd() && p.D % 32 == 0 && !p.rotate &&
                !packed(part.k)) {
@@ -101,7 +95,7 @@ class Item {
     if (t_.live == 0) return;
     const Finder finder(p_, part_, t_);
     int at = finder.find(from, to, x_.rows[0]);
-    if (!called) call_first(x_.rows[0]);
+    if (!called) lookahead_.call_first(x_.rows[0]);
     for (int i = 0; x_.rows[i % 2].n > 0; ++i) {
       tile_ = &x_.rows[i % 2];
       const bool last = at >= to;
@@ -109,7 +103,7 @@ class Item {
       at = finder.find(at, last ? beyond : to, next);
       masked_ = !all_seen();
       const int n = tile_->n;
-      ahead_ = rows_after(*tile_, next, called || i > 0);
+      ahead_ = lookahead_.rows_after(*tile_, next, called || i > 0);
       score(n);
       if (p_.scores) write_scores(n);
       if (p_.v) attend(n);
@@ -140,13 +134,6 @@ class Item {
   }
 
  private:
-  // Rows of keys that are called before they are needed: some 8 KB of them, and a tile where the
-  // registers of AVX2 give the memory time (on a Zen 3 a tenth of a thread's, with float32).
-  static int lead_rows(int bytes) {
-    if (Vec::width == 8) return kTile;
-    const int rows = 8192 / bytes;
-    return rows < 16 ? 16 : rows > kTile ? kTile : rows;
-  }
   static bool packed(const Side& x) { return x.codec != Codec::full; }
   static int row_bytes(const Side& x, int dim) {
     switch (x.codec) {
@@ -193,21 +180,6 @@ class Item {
       top = pos > top ? pos : top;
     }
     return tile_->first > top - p_.window;
-  }
-
-  // What is needed after the first rows of a tile, of `next` too, the tile after it, which may be
-  // empty. `called`: the tile before it has called what it had to call.
-  Ahead rows_after(const Rows& tile, const Rows& next, bool called) const {
-    const auto values = [&](const Rows& x, bool any) {
-      return Ahead::Run{x.v, x.v + (any && p_.v ? kTile : 0), v_bytes_};
-    };
-    const Ahead::Run next_keys{next.k, next.k + (next.n ? lead_ : 0), k_bytes_};
-    if (far_) return {{values(tile, !called), next_keys, values(next, next.n > 0)}, second_};
-    return {{{tile.k + lead_, tile.k + kTile, k_bytes_}, values(tile, true), next_keys}, second_};
-  }
-  // The first rows of the first tile.
-  void call_first(const Rows& x) const {
-    if (x.n) Ahead{{{x.k, x.k + lead_, k_bytes_}, {}, {}}, second_}.call(lead_);
   }
 
   // s = scale * q . k, sane, and -inf where a row does not see a key.
@@ -321,7 +293,8 @@ class Item {
   // From scores to sums over values.
   void attend(int n) {
     bend(n);
-    const bool holes = normalise(n);
+    const bool holes =
+        normalise(softmax_rows(), n, tiles_, [&] { tiles_ ? ahead_.call(4) : ahead_.lines(8); });
     if (part_.v.norm) {
       load_norms(part_.v, *tile_, t_.hkv, x_.norm);
       for (int r = 0; r < t_.live; ++r)
@@ -339,19 +312,7 @@ class Item {
 
   // Soft cap and the factor of the initial token.
   void bend(int n) {
-    const int width = round_up(n, Vec::width);
-    if (p_.softcap > 0) {
-      const Vec cap = splat(p_.softcap), inverse = splat(1 / p_.softcap), one = splat(1),
-                none = zero();
-      for (int i = 0; i < t_.live * kTile; i += kTile)
-        for (int j = i; j < i + width; j += Vec::width) {
-          const Vec s = load(x_.s + j), x = s * inverse;
-          const Vec e = exp_nonpositive(splat(-2) * max(x, none - x));
-          const Vec bent = cap * (one - e) / (one + e);
-          const Vec capped = select_less(x, none, none - bent, bent);
-          store(x_.s + j, select_less(s, splat(-3.402823466e38f), s, capped));
-        }
-    }
+    if (p_.softcap > 0) soft_cap(softmax_rows(), n, p_.softcap);
     if (p_.log_gamma && tile_->first <= t_.view.start && t_.view.start <= tile_->last) {
       int j = 0;
       while (j < n && tile_->pos[j] != t_.view.start) ++j;
@@ -360,53 +321,7 @@ class Item {
     }
   }
 
-  // s becomes exp(s - m); m, l and what is kept of the earlier output follow.
-  // Returns whether some key of the tile has no weight for some row.
-  bool normalise(int n) {
-    const bool holes = find_largest(n);
-    const int width = round_up(n, Vec::width);
-    for (int r = 0; r < t_.live; ++r) {
-      float* s = x_.s + r * kTile;
-      tiles_ ? ahead_.call(4) : ahead_.lines(8);
-      if (x_.m[r] == -INFINITY) {
-        for (int j = 0; j < width; j += Vec::width) store(s + j, zero());
-        continue;
-      }
-      for (int j = n; j < width; ++j) s[j] = -INFINITY;
-      const Vec m = splat(x_.m[r]);
-      Vec total = zero();
-      for (int j = 0; j < width; j += Vec::width) {
-        const Vec e = exp_nonpositive(load(s + j) - m);
-        store(s + j, e);
-        total = total + e;
-      }
-      for (int j = width; tiles_ && j < kTile; j += Vec::width) store(s + j, zero());
-      float* l = x_.lanes + r * Vec::width;
-      store(l, fma(load(l), splat(x_.keep[r]), total));
-    }
-    return holes;
-  }
-
-  // The first half of it, m and keep, for all rows at once: none waits for its own.
-  bool find_largest(int n) {
-    const int width = round_up(n, Vec::width);
-    Vec least = splat(INFINITY);
-    for (int r = 0; r < t_.live; ++r) {
-      float* s = x_.s + r * kTile;
-      for (int j = n; j < width; ++j) s[j] = s[n - 1];  // neither the largest nor the least
-      Vec top = load(s);
-      for (int j = 0; j < width; j += Vec::width) {
-        top = max(top, load(s + j));
-        least = min(least, load(s + j));
-      }
-      x_.keep[r] = x_.m[r];
-      x_.m[r] = x_.m[r] > largest(top) ? x_.m[r] : largest(top);
-    }
-    // A row that has seen nothing yet keeps next to nothing, of nothing.
-    for (int r = 0; r < t_.live; r += Vec::width)
-      store(x_.keep + r, exp_nonpositive(load(x_.keep + r) - load(x_.m + r)));
-    return largest(zero() - least) == INFINITY;
-  }
+  SoftmaxRows softmax_rows() const { return {x_.s, x_.m, x_.lanes, x_.keep, t_.live}; }
 
   void add_values(int n) {
     const T* rows[kTile];
@@ -452,10 +367,8 @@ class Item {
   const Rows* tile_ = nullptr;
   Ahead ahead_{};
   const int dim_, q_dim_;  // D rounded up, of the output and of the queries
-  const int k_bytes_, v_bytes_;
-  const bool second_;    // what is needed soon is called into the second cache
-  const bool far_;       // a whole tile is called before its turn, or
-  const int lead_;       // as many rows of its keys
+  const int k_bytes_;
+  const Lookahead lookahead_;
   const bool tiles_;     // products on AMX tiles
   const bool pairs_;     // scores from pairs of bf16
   bool masked_ = false;  // some row does not see some key of the tile
