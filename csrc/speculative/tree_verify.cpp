@@ -49,11 +49,6 @@ class TreeCheck {
                       " for tree ", b);
       for (int i = 0; i < n; ++i) node(b, i, n);
     }
-    for (int i = 0; i < p_.codes * p_.reach; ++i) {
-      const int64_t y = int64_t(p_.neighbours[i]) + p_.offset;
-      STD_TORCH_CHECK(p_.neighbours[i] >= 0 && p_.neighbours[i] < p_.codes && y < p_.V, kOp,
-                      ": neighbours must be codes 0..", p_.codes - 1, ", got ", p_.neighbours[i]);
-    }
   }
 
  private:
@@ -63,6 +58,15 @@ class TreeCheck {
     STD_TORCH_CHECK(to == -1 || (to > i && to < p_.N), kOp, ": link ", to, " of node ", i,
                     " of tree ", b, " does not lead to a later node");
     return to < n ? to : -1;
+  }
+
+  void neighbours_of(int64_t code) const {
+    if (code < 0 || code >= p_.codes) return;
+    for (int64_t i = code * p_.reach; i < (code + 1) * p_.reach; ++i) {
+      const int64_t y = int64_t(p_.neighbours[i]) + p_.offset;
+      STD_TORCH_CHECK(p_.neighbours[i] >= 0 && p_.neighbours[i] < p_.codes && y < p_.V, kOp,
+                      ": neighbours must be codes 0..", p_.codes - 1, ", got ", p_.neighbours[i]);
+    }
   }
 
   void node(int b, int i, int n) const {
@@ -79,10 +83,14 @@ class TreeCheck {
                     x, " at node ", i, " of tree ", b);
     STD_TORCH_CHECK(depth < p_.columns, kOp, ": node ", i, " of tree ", b, " is deeper than ",
                     p_.columns - 1, ", the tree's max_depth");
+    if (i > 0) neighbours_of(int64_t(x) - p_.offset);
     int children = 0;
     std::set<int> seen;
     for (int c = link(p_.first_child, b, i, n); c >= 0; c = link(p_.next_sibling, b, c, n)) {
       ++children;
+      STD_TORCH_CHECK(at(p_.parents, b, c) == i, kOp, ": links and parents disagree, node ", c,
+                      " of tree ", b, " stands below ", i, " and has parent ",
+                      at(p_.parents, b, c));
       const int token = at(p_.tokens, b, c);
       STD_TORCH_CHECK(!wants_distinct(p_.mode) || seen.insert(token).second, kOp, ": mode ",
                       kModes[int(p_.mode)], " needs siblings with distinct tokens, node ", i,
@@ -118,10 +126,10 @@ void refuse_faults(const Tensor& faults, int64_t requests) {
         words = "the target's row has no finite logit or no probability";
         break;
       case Fault::target_mass:
-        words = "probs must sum to 1";
+        words = "probs must sum to 1 and none be negative";
         break;
       case Fault::draft_mass:
-        words = "draft_probs must sum to 1 in the row of its children";
+        words = "draft_probs must sum to 1 and none be negative in the row of its children";
         break;
       case Fault::zero_draft:
         words =

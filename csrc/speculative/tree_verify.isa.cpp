@@ -39,13 +39,19 @@ struct HostRows {
     load_logits(static_cast<const char*>(p.logits) + at(node) * bytes, p.dtype, p.V, space.row);
   }
 
+  bool is_law(const float* w) const {
+    bool bad = false;  // negative or NaN
+    for (int x = 0; x < p.V; ++x) bad |= !(w[x] >= 0);
+    const double mass = exact::mul(double(sum_fixed(w, p.V)), exact::kUnit);
+    return !bad && std::fabs(mass - 1) <= kMassError;
+  }
+
   bool open(int node) {
     if (!p.logits) {
       ++read;
       row = p.probs + at(node);
       row_mass = 1;
-      const double mass = exact::mul(double(sum_fixed(row, p.V)), exact::kUnit);
-      const bool ok = std::fabs(mass - 1) <= kMassError;
+      const bool ok = is_law(row);
       if (!ok) fault(Fault::target_mass, node);
       return ok;
     }
@@ -62,9 +68,7 @@ struct HostRows {
   double mass() const { return row_mass; }
 
   bool open_draft(int r, int node) const {
-    const bool there = r >= 0 && r < p.M;
-    const double mass = there ? exact::mul(double(sum_fixed(draft(r), p.V)), exact::kUnit) : 0;
-    const bool ok = std::fabs(mass - 1) <= kMassError;
+    const bool ok = r >= 0 && r < p.M && is_law(draft(r));
     if (!ok) fault(Fault::draft_mass, node);
     return ok;
   }

@@ -62,12 +62,12 @@ TOKOPS_HD_CALL int Walk<Engine, kPart>::lantern_drawn() const {
     const float r_x = from(x);
     if (!e.drawn(p_x, c)) return stop();
     const Loan loan = borrow(x, m, from);
-    if (passes(coin(slot), p_x, m, exact::add(double(r_x), loan.mass), s)) {
+    if (passes(coin(slot), fresh ? p_x : as_drawn(p_x), m, exact::add(double(r_x), loan.mass), s)) {
       unmark(start, c);
       return c;
     }
     if (fresh) e.put([&](int y, float) { return e.q(y); });
-    const uint64_t left = subtract_loan(x, loan, row, float(m / s));
+    const uint64_t left = subtract_loan(x, loan, row, float(m / s), fresh);
     if (left == 0) {
       unmark(start, c);
       return fall_back(c);
@@ -88,7 +88,7 @@ TOKOPS_HD_CALL int Walk<Engine, kPart>::lantern_drawn() const {
 
 template <class Engine, Part kPart>
 TOKOPS_HD_CALL uint64_t Walk<Engine, kPart>::subtract_loan(int x, const Loan& loan, int row,
-                                                           float ratio) const {
+                                                           float ratio, bool fresh) const {
   const bool compat = p.residual == Residual::compat && loan.count > 0;
   if (p.residual == Residual::moved && loan.count > 0) {
     const float raised = exact::add(e.residual()[x], float(loan.mass));
@@ -97,8 +97,10 @@ TOKOPS_HD_CALL uint64_t Walk<Engine, kPart>::subtract_loan(int x, const Loan& lo
     e.sync();
   }
   if (compat) mark_near(x, 2);
-  const uint64_t left = e.put(
-      [&](int y, float r) { return subtracted(r, ratio, e.marked(y) ? 0.f : e.p_at(row, y)); });
+  const uint64_t left = e.put([&](int y, float r) {
+    const float p_y = e.marked(y) ? 0.f : e.p_at(row, y);
+    return subtracted(r, ratio, fresh ? p_y : as_drawn(p_y));
+  });
   if (compat) mark_near(x, -2);
   return left;
 }

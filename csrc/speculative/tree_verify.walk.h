@@ -76,7 +76,11 @@ struct Walk {
   }
   TOKOPS_HD int first(int node) const { return link(p.first_child, node); }
   TOKOPS_HD int next(int node) const { return link(p.next_sibling, node); }
-  TOKOPS_HD int parent(int node) const { return p.parents[int64_t(b) * p.N + node]; }
+  // A parent stands before its child; the root where a device that does not check meets another.
+  TOKOPS_HD int parent(int node) const {
+    const int up = p.parents[int64_t(b) * p.N + node];
+    return up >= 0 && up < node ? up : 0;
+  }
   // Ids outside the vocabulary, which only a device that does not check meets, read its ends.
   TOKOPS_HD int token(int node) const {
     const int x = p.tokens[int64_t(b) * p.N + node];
@@ -139,6 +143,11 @@ struct Walk {
     const float left = exact::sub(r, exact::mul(c, p_x));
     return left > 0.f ? left : 0.f;
   }
+  // A probability as draws count it. Where little of the draft is left these units are all there
+  // is.
+  TOKOPS_HD static float as_drawn(float p) {
+    return float(exact::mul(double(exact::fixed(p)), exact::kUnit));
+  }
   // u * p * m < r * s, from left to right.
   TOKOPS_HD static bool passes(double u, double p_x, double m, double r, double s) {
     return exact::mul(exact::mul(u, p_x), m) < exact::mul(r, s);
@@ -197,16 +206,17 @@ struct Walk {
     int slot = 0;
     for (int c = start; c >= 0; c = next(c), ++slot) {
       const int x = token(c);
-      const float p_x = e.p_at(row, x), r_x = slot ? e.residual()[x] : e.q(x);
+      const bool fresh = slot == 0, rest = without && !fresh;
+      const float p_x = e.p_at(row, x), r_x = fresh ? e.q(x) : e.residual()[x];
       if (!e.drawn(p_x, c)) return stop();
-      if (passes(coin(slot), p_x, m, r_x, s)) {
+      if (passes(coin(slot), rest ? as_drawn(p_x) : p_x, m, r_x, s)) {
         unmark(start, c);
         return c;
       }
       const float ratio = float(m / s);
-      const bool fresh = slot == 0;
       const uint64_t left = e.put([&](int y, float r) {
-        return subtracted(fresh ? e.q(y) : r, ratio, without && e.marked(y) ? 0.f : e.p_at(row, y));
+        const float p_y = without && e.marked(y) ? 0.f : e.p_at(row, y);
+        return subtracted(fresh ? e.q(y) : r, ratio, rest ? as_drawn(p_y) : p_y);
       });
       if (left == 0) {
         unmark(start, c);
@@ -234,18 +244,19 @@ struct Walk {
   TOKOPS_HD int greedy_plus_one() const {
     const int start = first(cur), row = draft_row(start);
     if (!e.open_draft(row, cur)) return stop();
-    double s = 1;  // what the draft leaves to the last child
+    uint64_t draft_left = e.total([&](int y) { return e.p_at(row, y); });  // to the last child
     int last = start, slot = 0;
     for (int c = start; next(c) >= 0; c = next(c), last = c, ++slot)
-      s = exact::sub(s, double(e.p_at(row, token(c))));
+      draft_left -= exact::fixed(e.p_at(row, token(c)));
+    const double s = exact::mul(double(draft_left), exact::kUnit);
     const int x = token(last);
     if (!e.drawn(e.p_at(row, x), last)) return stop();
     const double m = e.mass();
-    if (s > 0 && passes(coin(slot), e.p_at(row, x), m, e.q(x), s)) return last;
+    if (s > 0 && passes(coin(slot), as_drawn(e.p_at(row, x)), m, e.q(x), s)) return last;
     for (int c = start; c != last; c = next(c)) e.mark(token(c), true);
     const float ratio = s > 0 ? float(m / s) : 0.f;
     const auto f = [&](int y) {
-      return e.marked(y) ? e.q(y) : subtracted(e.q(y), ratio, e.p_at(row, y));
+      return e.marked(y) ? e.q(y) : subtracted(e.q(y), ratio, as_drawn(e.p_at(row, y)));
     };
     const uint64_t total = e.total(f);
     const int y = total ? draw(total, Use::final_token, f) : -1;
@@ -325,7 +336,8 @@ struct Walk {
   TOKOPS_HD_CALL int lantern_drawn() const;
 
   // The residual after x was rejected, in place; its mass.
-  TOKOPS_HD_CALL uint64_t subtract_loan(int x, const Loan& loan, int row, float ratio) const;
+  TOKOPS_HD_CALL uint64_t subtract_loan(int x, const Loan& loan, int row, float ratio,
+                                        bool fresh) const;
   // Adds to the marks of x and all its neighbours in the table.
   TOKOPS_HD void mark_near(int x, int amount) const;
 

@@ -108,6 +108,15 @@ def test_law_where_one_draft_takes_nearly_all(device, mode):
 
 
 @pytest.mark.parametrize("mode", LOSSLESS)
+@pytest.mark.parametrize("gap", [15.5, 17, 24, 26.5])
+def test_law_of_a_draft_as_sharp_as_float32_has_it(device, mode, gap):
+    """All the rest of the draft law is a rounding of its largest, or some units of 2^-40."""
+    p = torch.softmax(torch.tensor([gap, 0.0, -1.0, -1.0]), 0).numpy()
+    q = np.array([7, 7, 1, 1]) / 16
+    assert_law(one_level(mode, device, q, p, 2)[1], q)
+
+
+@pytest.mark.parametrize("mode", LOSSLESS)
 def test_law_with_disjoint_and_exhausted_drafts(device, mode):
     """Draft laws with less support than children, and none in common with the target."""
     q = np.array([2, 1, 1, 4, 0, 0]) / 8

@@ -40,7 +40,24 @@ def call(mode="rrs_wo", **changes):
 
 LOGITS = {"probs": None, "logits": torch.zeros(1, 4, 8)}
 SIBLINGS = {"tokens": ints([[0, 2, 2, 3]])}
+SIGNED = torch.tensor([1, -0.5, -0.5, 0, 0, 0, 0, 0])
+PARTLY_NAN = torch.tensor([0.5, 0.5, NAN, 0, 0, 0, 0, 0])
 ONE_SURE = torch.eye(8)[:1].expand(1, 2, 8).contiguous()
+
+
+@pytest.mark.parametrize("mode", ["typical", "kseq", "target_only"])
+def test_links_that_are_not_of_the_tree(mode):
+    """Links are followed down and parents up: where they disagree the way up would leave the tree."""
+    padded = tree_build(ints([[-1, 0, 0, 1, -1]]))
+    trees = (
+        padded._replace(first_child=ints([[4, -1, -1, -1, -1]])),
+        padded._replace(first_child=ints([[1, -1, 3, -1, -1]])),
+    )
+    rest = {"seed": 0, "stream": ints([0], torch.int64), "position": ints([0], torch.int64)}
+    rest |= {"draft_probs": flat(1, 1, 8), "draft_rows": ints([[0] * 5])} if mode == "kseq" else {}
+    for tree, words in zip(trees, ("node 4 .* below 0 and has parent -1", "node 3 .* below 2"), strict=True):
+        with pytest.raises(RuntimeError, match="links and parents disagree, " + words):
+            tree_verify(mode, ints([[0, 1, 2, 3, 4]]), tree, probs=flat(1, 5, 8), **rest)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +118,9 @@ def test_a_tree_deeper_than_the_budget():
         ),
         ("rrs_wo", {"draft_rows": ints([[0, 0, 1, 1]])}, "draft_rows"),  # siblings share a row
         ("target_only", {"probs": flat(1, 4, 8) * 0.9}, r"probs must sum to 1 .*node 0 of tree 0"),
+        ("target_only", {"probs": SIGNED.expand(1, 4, 8)}, "none be negative .*node 0 of tree 0"),
+        ("target_only", {"probs": PARTLY_NAN.expand(1, 4, 8)}, "none be negative .*node 0 of tree 0"),
+        ("rrs", {"draft_probs": SIGNED.expand(1, 2, 8)}, "none be negative .*node 0 of tree 0"),
         ("greedy", {**LOGITS, "logits": torch.full((1, 4, 8), NAN)}, "no finite logit .*node 0 of tree 0"),
         ("rrs_wo", {**LOGITS, "logits": torch.full((1, 4, 8), NAN)}, "no finite logit .*node 0 of tree 0"),
         ("target_only", {"logits": torch.zeros(1, 4, 8)}, "one of logits and probs"),

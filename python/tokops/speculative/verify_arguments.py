@@ -130,6 +130,11 @@ def check_values(
             refuse(
                 depth <= max_depth, f"node {i} of tree {b} is deeper than {max_depth}, the tree's max_depth"
             )
+            for c in children[i]:
+                refuse(
+                    par[c] == i,
+                    f"links and parents disagree, node {c} of tree {b} stands below {i} and has parent {par[c]}",
+                )
             _check_siblings(mode, b, i, children[i], tok)
             for c in children[i] if rows is not None else ():
                 refuse(

@@ -58,8 +58,7 @@ class Walk:
         self.rows_read += 1
         row = self.r.target[node]
         if self.r.weigh is None:
-            mass = int(fixed(row).sum()) / ONE
-            _refuse(abs(mass - 1) <= 1e-3, "probs must sum to 1", node)
+            _refuse(_is_law(row), "probs must sum to 1 and none be negative", node)
             return row, 1.0
         w = self.r.weigh(row)
         total = int(fixed(w).sum())
@@ -70,8 +69,8 @@ class Walk:
         assert self.r.draft is not None, "checked before"
         assert self.r.draft_rows is not None, "checked before"
         row = self.r.draft[self.r.draft_rows[child]]
-        mass = int(fixed(row).sum()) / ONE
-        _refuse(abs(mass - 1) <= 1e-3, "draft_probs must sum to 1 in the row of its children", self.cur)
+        words = "draft_probs must sum to 1 and none be negative in the row of its children"
+        _refuse(_is_law(row), words, self.cur)
         return row
 
     def _drawn(self, p: Tensor, child: int) -> float:
@@ -155,10 +154,11 @@ class Walk:
         left, s = q, 1.0
         for slot, c in enumerate(children):
             x = self.r.tokens[c]
-            p_x = self._drawn(p, c)
-            if self._coin(slot) * p_x * m < float(left[x]) * s:
+            self._drawn(p, c)
+            offered = _as_drawn(p) if without and slot else p
+            if self._coin(slot) * float(offered[x]) * m < float(left[x]) * s:
                 return c
-            left = (left - f32(m / s) * p).clamp_min(0)
+            left = (left - f32(m / s) * offered).clamp_min(0)
             mass = int(fixed(left).sum())
             if mass == 0:
                 return self._fall_back(c, q)
@@ -173,15 +173,13 @@ class Walk:
     def greedy_plus_one(self) -> int | None:
         q, m = self._open(self.cur)
         *top, last = self.r.children[self.cur]
-        p = self._open_draft(last)
-        s = 1.0  # what the draft leaves to the last child
-        for c in top:
-            s -= float(p[self.r.tokens[c]])
-        p_x, x = self._drawn(p, last), self.r.tokens[last]
-        if s > 0 and self._coin(len(top)) * p_x * m < float(q[x]) * s:
-            return last
-        rest = p.clone()
+        p, x = self._open_draft(last), self.r.tokens[last]
+        rest = _as_drawn(p)
         rest[[self.r.tokens[c] for c in top]] = 0
+        s = int(fixed(rest).sum()) / ONE  # what the draft leaves to the last child
+        self._drawn(p, last)
+        if s > 0 and self._coin(len(top)) * float(rest[x]) * m < float(q[x]) * s:
+            return last
         left = (q - (f32(m / s) if s > 0 else 0.0) * rest).clamp_min(0)
         if not fixed(left).any():
             return self._fall_back(last, q)
@@ -337,11 +335,11 @@ class Walk:
         left, s = q.clone(), 1.0
         for slot, c in enumerate(children):
             x = self.r.tokens[c]
-            p_x = self._drawn(p, c)
+            self._drawn(p, c)
+            offered = _as_drawn(p) if slot else p.clone()
             taken, mass = self._borrow(x, left, m)
-            if self._coin(slot) * p_x * m < (float(left[x]) + mass) * s:
+            if self._coin(slot) * float(offered[x]) * m < (float(left[x]) + mass) * s:
                 return c
-            offered = p.clone()
             if taken and self.r.residual == "moved":
                 raised = float(left[x] + f32(mass))
                 left[taken] = 0
@@ -408,6 +406,15 @@ class FaultyRow(Exception):
     def __init__(self, words: str, node: int):
         super().__init__(words)
         self.words, self.node = words, node
+
+
+def _is_law(row: Tensor) -> bool:
+    return bool((row >= 0).all()) and abs(int(fixed(row).sum()) / ONE - 1) <= 1e-3
+
+
+def _as_drawn(p: Tensor) -> Tensor:
+    """Probabilities as draws count them: where little of the draft is left these units are all there is."""
+    return (fixed(p).double() / ONE).float()
 
 
 def _refuse(ok: bool, words: str, node: int) -> None:
