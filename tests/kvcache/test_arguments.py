@@ -164,6 +164,23 @@ def test_bad_arguments_of_transfer(change, message):
     assert all(torch.equal(a, b) for a, b in zip(args["target"], before, strict=True))
 
 
+@pytest.mark.parametrize("name", ["k", "v"])
+@pytest.mark.parametrize("target", [FULL, INT4])
+def test_non_finite_rows_are_not_moved_when_asked(monkeypatch, name, target):
+    args = transfer_arguments(FULL, target)
+    codes = args["source"][3 * (name == "v")]
+    codes.normal_()
+    codes[TABLE[1, 0].long(), 2, 3, 5] = float("nan")  # slot 3 of sequence 1
+    kv_transfer(**args)
+    monkeypatch.setenv("TOKOPS_CHECK", "1")
+    with pytest.raises(RuntimeError, match=f"kv_transfer: {name} must be finite where it is moved"):
+        kv_transfer(**args)
+    args["counts"][1, 2] = 3
+    kv_transfer(**args)  # the row stays where it is
+    args["counts"].zero_()
+    kv_transfer(**args)
+
+
 @pytest.mark.parametrize(("of", "slots"), [("source", "slots_from"), ("target", "slots_to")])
 def test_bad_tables_of_transfer(of, slots):
     args = transfer_arguments()

@@ -150,6 +150,18 @@ def transfer_reference(*tensors, source_k_codec, source_v_codec, target_k_codec,
                 b.zero[new] = a.zero[old]
 
 
+def _refuse_non_finite(source, sources, slots_from, counts, heads):
+    """Rows that move out of full precision; those of codes are finite."""
+    live = _live(counts, slots_from.shape[2])
+    if not bool(live.any()):
+        return
+    index = packing.slots(source[0], source[6], heads, torch.where(live, slots_from, 0).long())
+    rows = tuple(t[live] for t in index)
+    for name, pool in zip("kv", sources, strict=True):
+        finite = pool.codec != packing.FULL or bool(pool.codes[rows].isfinite().all())
+        refuse_unless(finite, _NAME, f"{name} must be finite where it is moved")
+
+
 @torch.library.register_fake("tokops::kv_transfer")
 def _(*tensors, source_k_codec, source_v_codec, target_k_codec, target_v_codec):
     codecs = source_k_codec, source_v_codec, target_k_codec, target_v_codec
@@ -182,12 +194,14 @@ def kv_transfer(
         source_codecs, target_codecs: ids of K and V: :attr:`Codec.write_code`.
 
     Raises:
-        RuntimeError: wrong shape, dtype, device or range, naming the argument; a target of channel geometry.
+        RuntimeError: wrong shape, dtype, device or range, naming the argument; a target of channel geometry; under
+            ``TOKOPS_CHECK=1`` full-precision rows that are not finite.
     """
     codecs = *source_codecs, *target_codecs
-    if source[0].is_cuda and checked():
-        heads = _check(source, target, slots_from, slots_to, counts, codecs)[2]
+    if checked():
+        sources, _, heads = _check(source, target, slots_from, slots_to, counts, codecs)
         _check_values(source, target, slots_from, slots_to, counts, heads)
+        _refuse_non_finite(source, sources, slots_from, counts, heads)
     torch.ops.tokops.kv_transfer.default(
         *source,
         *target,
