@@ -155,11 +155,34 @@ def test_the_report_counts_less_than_full_precision(model, text):
         ({"sinks": -1}, "sinks must be at least 0, got -1"),
         ({"obs_window": 0}, "obs_window must be at least 1, got 0"),
         ({"group": 48}, "group must be a multiple of 32, got 48"),
+        ({"interval": 1.5}, "interval must be a whole number, got 1.5"),
+        ({"interval": None}, "interval must be a whole number, got None"),
+        ({"budget": 20.5}, "budget must be a whole number, got 20.5"),
+        ({"obs_window": 2.5}, "obs_window must be a whole number, got 2.5"),
+        ({"sinks": 1.5}, "sinks must be a whole number, got 1.5"),
+        ({"group": 64.0}, "group must be a whole number, got 64.0"),
+        ({"high": 16.0}, "high must be a whole number, got 16.0"),
+        ({"low": True}, "low must be a whole number, got True"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, message):
     with pytest.raises(ValueError, match=f"^MiKV: {message}"):
         MiKV(**options)
+
+
+@pytest.mark.parametrize("method", [MiKV(), MiKV(high=8, low=2), MiKV(balancer=False)])
+def test_keys_that_are_not_finite(method, model, text, monkeypatch):
+    monkeypatch.setenv("TOKOPS_CHECK", "1")
+    with tokops.patch(model, method, page_size=8):
+        generate(model, text)
+    broken = build("llama", head_dim=32)
+    with torch.no_grad():
+        broken.model.layers[1].self_attn.k_proj.weight[3] = float("nan")
+    with (
+        tokops.patch(broken, method, page_size=8),
+        pytest.raises(RuntimeError, match="kv_transfer: k must be finite where it is moved"),
+    ):
+        generate(broken, text)
 
 
 def test_models_that_cannot_be_stored_are_refused(model):

@@ -1,6 +1,6 @@
 """What a method is, and the narrow interface through which it fills the ``select`` slot."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
@@ -139,3 +139,13 @@ class Method:
     def describe(self) -> str:
         """What this method does with its slots, in a phrase, for reports."""
         return repr(self)
+
+
+def refuse_fractions(method: Method, *names: str) -> None:
+    """Raise ValueError unless these fields are whole numbers, or None where that is the default."""
+    for option in fields(method):
+        value = getattr(method, option.name)
+        if option.name not in names or (value is None and option.default is None):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{type(method).__name__}: {option.name} must be a whole number, got {value!r}")

@@ -6,7 +6,7 @@ from typing import ClassVar
 from ..kvcache import Codec
 from ..kvcache.mikv import MiKVLayout
 from ..kvcache.mikv_layout import Policy
-from .base import Method, ModelShape
+from .base import Method, ModelShape, refuse_fractions
 
 __all__ = ["MiKV"]
 
@@ -59,6 +59,7 @@ class MiKV(Method):
             if wrong:
                 raise ValueError(f"MiKV: {message}")
 
+        refuse_fractions(self, "high", "low", "budget", "interval", "sinks", "group", "obs_window")
         refuse(self.high not in _HIGH, f"high must be one of {', '.join(map(str, _HIGH))}, got {self.high!r}")
         refuse(self.low not in _LOW, f"low must be one of {', '.join(map(str, _LOW))}, got {self.low!r}")
         refuse(self.low > self.high, f"low {self.low} has more bits than high {self.high}")

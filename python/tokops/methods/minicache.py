@@ -6,7 +6,7 @@ from typing import ClassVar
 from ..kvcache import Codec
 from ..kvcache.pair import MergeRule
 from ..kvcache.pairs import PairLayout
-from .base import Method, ModelShape
+from .base import Method, ModelShape, refuse_fractions
 
 __all__ = ["MiniCache"]
 
@@ -62,6 +62,7 @@ class MiniCache(Method):
             if wrong:
                 raise ValueError(f"MiniCache: {message}")
 
+        refuse_fractions(self, "start", "residual", "sinks", "bits")
         _ = self.rule  # refuses what is out of its range
         refuse(self.start is not None and self.start < 0, f"start must be >= 0, got {self.start}")
         refuse(self.bits not in (None, 4), f"bits must be None or 4, got {self.bits!r}")
