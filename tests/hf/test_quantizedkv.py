@@ -256,7 +256,7 @@ def test_caches_are_saved_and_loaded(model, prompts, monkeypatch):
         with pytest.raises(TypeError, match="only a tokops cache can be taken over, got list"):
             other.adopt([])
     monkeypatch.setattr(cache_module, "FORMAT", cache_module.FORMAT + 1)
-    with pytest.raises(ValueError, match="saved in format 2, this tokops reads format 3: fill a new cache"):
+    with pytest.raises(ValueError, match="saved in format 3, this tokops reads format 4: fill a new cache"):
         pickle.loads(saved)
 
 
@@ -312,6 +312,11 @@ def test_refuses_models_it_cannot_keep():
         ({"bits": 8}, 96, Codec("int8", group=32), Codec("int8", group=32), False, 0, 4),
         ({"bits": 8}, 80, Codec("int8", group=16), Codec("int8", group=16), False, 0, 4),
         ({"bits": 4}, 128, Codec("int4"), Codec("int4"), True, 0, 64),
+        ({"bits": 8, "group": 48}, 96, Codec("int8", group=48), Codec("int8", group=48), False, 0, 4),
+        ({"bits": 4, "group": 48}, 96, Codec("int4", group=32), Codec("int4", group=32), True, 0, 64),
+        ({"bits": 3, "group": 112}, 224, Codec("int3", group=32), Codec("int3", group=32), True, 0, 64),
+        ({"bits": (8, 4), "group": 80}, 160, Codec("int8", group=80), Codec("int4", group=32), True, 0, 64),
+        ({"bits": 4, "group": 96}, 192, Codec("int4", group=96), Codec("int4", group=96), True, 0, 64),
         ({"bits": 3}, 96, Codec("int3", group=32), Codec("int3", group=32), True, 0, 64),
         ({"bits": 2}, 64, Codec("int2", group=32), Codec("int2", group=32), True, 128, 64),
         ({"bits": "fp8_e4m3"}, 80, Codec("fp8_e4m3", group=80), Codec("fp8_e4m3", group=80), False, 0, 4),
@@ -354,6 +359,23 @@ def test_what_none_resolves_to(options, dim, keys, values, rotate, residual, sin
 
 
 @pytest.mark.parametrize(
+    ("bits", "group", "residual"), [(4, 256, 256), (8, 128, 128), (2, 256, 128), ((8, 16), 256, 256)]
+)
+def test_no_residual_is_shorter_than_a_channel_group(bits, group, residual):
+    shape = tokops.hf.families.shape_of(build("llama", head_dim=64, num_hidden_layers=1).config)
+    method = QuantizedKV(bits, key_geometry="channel", group=group)
+    assert method.new_layout(256, shape).residual == residual
+
+
+@pytest.mark.parametrize(("bits", "dim", "group"), [(4, 96, 48), (3, 224, 112), ((8, 4), 160, 80)])
+def test_groups_that_codes_of_four_bits_cannot_have(bits, dim, group, prompts):
+    """They fall back to 32, so that what patch accepts can be decoded."""
+    model = build("llama", head_dim=dim, num_hidden_layers=1)
+    with tokops.patch(model, QuantizedKV(bits, group=group), page_size=8):
+        assert run(model, prompts).shape[1] == prompts["input_ids"].shape[1] + NEW
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"bits": 5}, "bits must be one of 8, 4, 3, 2, fp8_e4m3, fp8_e5m2, 16, got 5"),
@@ -365,6 +387,11 @@ def test_what_none_resolves_to(options, dim, keys, values, rotate, residual, sin
         ({"value_geometry": "row"}, "value_geometry must be one of token, channel, head, got 'row'"),
         ({"sinks": -1}, "sinks must be >= 0, got -1"),
         ({"residual": -1}, "residual must be >= 0, got -1"),
+        ({"residual": 1.5}, "residual must be a whole number, got 1.5"),
+        ({"sinks": 2.5}, "sinks must be a whole number, got 2.5"),
+        ({"sinks": None}, "sinks must be a whole number, got None"),
+        ({"group": 64.0}, "group must be a whole number, got 64.0"),
+        ({"group": True}, "group must be a whole number, got True"),
         ({"key_geometry": "channel", "residual": 63}, "residual 63 is shorter than the channel group of 64"),
         (
             {"bits": (2, 4), "key_geometry": "channel", "value_geometry": "channel"},

@@ -55,6 +55,8 @@ def test_bad_codecs(arguments, message):
     [
         (Codec("int8"), 96, 64, "the head dimension 96 is not divisible by the group 64"),
         (Codec("int4", group=16), 80, 64, "int4 needs a head dimension divisible by 32, got 80"),
+        (Codec("int3", group=48), 96, 64, "int3 needs a group of dimensions divisible by 32, got 48"),
+        (Codec("int4", group=16), 64, 64, "int4 needs a group of dimensions divisible by 32, got 16"),
         (Codec("int2", "head"), 16, 64, "int2 needs a head dimension divisible by 32, got 16"),
         (Codec("int8", "channel", 48), 64, 64, "the page size 64 is not a multiple of the group 48"),
         (Codec("int8"), 512, 64, r"the head dimension must be 1\.\.256, got 512"),

@@ -112,6 +112,10 @@ class Codec:
             )
         if self.geometry == "token" and dim % self.group:
             raise ValueError(f"Codec: the head dimension {dim} is not divisible by the group {self.group}")
+        if self.geometry == "token" and self.bits < 8 and self.group % PACK_BLOCK:
+            raise ValueError(
+                f"Codec: {self.kind} needs a group of dimensions divisible by {PACK_BLOCK}, got {self.group}"
+            )
         if self.geometry == "channel" and page % self.group:
             raise ValueError(f"Codec: the page size {page} is not a multiple of the group {self.group}")
 

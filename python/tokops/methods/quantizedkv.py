@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from ..kvcache import Codec
 from ..kvcache.quantized import QuantizedLayout
-from .base import Method, ModelShape
+from .base import Method, ModelShape, refuse_fractions
 
 __all__ = ["QuantizedKV"]
 
@@ -35,14 +35,15 @@ class QuantizedKV(Method):
     head     one per head     (as by bits)      as bits 128        as by bits
     ======== ================ ================= ======= ========== ==========
 
-    A pair of formats takes rotate, residual and full_first of the one with fewer bits.
+    A pair of formats takes rotate, residual and full_first of the one with fewer bits. Where tokens
+    of a channel share a scale, no residual is shorter than their group: a group of more than 128 tokens sets it.
 
     Args:
         bits: 8, 4, 3 (eight levels in the container of four bits), 2, ``"fp8_e4m3"``, ``"fp8_e5m2"``, or 16 for full
             precision; a pair gives keys and values their own.
         group: dimensions (or tokens, per channel) that share a scale; 32 where the head dimension is not divisible
-            by it, 16 where it is not by 32 either (8 bit alone); at most 32 for 2 bit, at least 32 for dimensions
-            of 4, 3 and 2 bit.
+            by it, 16 where it is not by 32 either (8 bit alone); at most 32 for 2 bit; 32 for dimensions of 4, 3
+            and 2 bit where it is no multiple of 32.
         key_geometry, value_geometry: ``"token"``: a scale per token and group of dimensions; ``"channel"``: per
             dimension and group of tokens (KIVI's keys); ``"head"``: one scale per head for the whole batch, set by
             the first tokens that are packed.
@@ -74,6 +75,7 @@ class QuantizedKV(Method):
             if wrong:
                 raise ValueError(f"QuantizedKV: {message}")
 
+        refuse_fractions(self, "group", "residual", "sinks")
         pair = self.pair
         refuse(len(pair) != 2, f"bits must be one format or a pair for keys and values, got {self.bits!r}")
         for bits in pair:
@@ -127,12 +129,11 @@ class QuantizedKV(Method):
             return Codec("full")
         group = self._most(bits)
         if geometry == "token":
+            least = 32 if bits in (4, 3, 2) else 16
             if bits in _FP8:
                 group = dim
-            elif dim % group:
-                group = 16 if dim % 32 else 32
-            if bits in (4, 3, 2):
-                group = max(group, 32)
+            elif dim % group or group % least:
+                group = max(16 if dim % 32 else 32, least)
         return Codec(bits if bits in _FP8 else f"int{bits}", geometry, group)
 
     def resolve(self, shape: ModelShape) -> "QuantizedKV":
@@ -156,7 +157,7 @@ class QuantizedKV(Method):
         full_first = self.full_first if self.full_first is not None else least <= 4
         residual = self.residual
         if residual is None:  # a scale that many tokens share is set by many
-            residual = 128 if shared or least == 2 else 0
+            residual = max([128, *self._channel_groups()]) if shared or least == 2 else 0
         return QuantizedLayout(
             keys,
             values,
