@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 import tokops
 from tokops.kvcache import Codec
-from tokops.methods import MiniCache, TidalDecode
+from tokops.methods import Dense, MiniCache, TidalDecode
 
 GREEDY = {"do_sample": False, "max_new_tokens": 30}
 PAGE = 8
@@ -216,6 +216,21 @@ def test_bytes_of_a_model_without_pairs(random_model, prompts):
     tables = 3 * 56 // PAGE * 4  # of 69 tokens 56 are in pages
     assert report.kv_bytes == report.kv_bytes_full + tables
     assert report.notes == []
+
+
+def test_what_layers_share_is_read_by_both(model):
+    """Memory is saved, not traffic: a token read in a layer is its direction there and two norms."""
+    ids = torch.randint(3, 97, (1, 400), generator=torch.Generator().manual_seed(1))
+    reports = []
+    for method in (Dense(), MiniCache(start=1, residual=0, sinks=0, gamma=0.0)):
+        with tokops.patch(model, method, page_size=PAGE) as run:
+            model.generate(ids, do_sample=False, max_new_tokens=2, min_new_tokens=2)
+            reports.append(run.report())
+    dense, mini = reports
+    assert mini.tokens_read_per_step == dense.tokens_read_per_step
+    assert mini.kv_bytes < 0.6 * dense.kv_bytes
+    norms, tables = 400 * 2 * 2 * 2 * 6, 400 // PAGE * 4  # two heads, keys and values, 2 bytes, 6 layers
+    assert mini.kv_bytes_read_per_token == pytest.approx(dense.kv_bytes_read_per_token + norms + tables)
 
 
 def test_windows_are_never_paired():

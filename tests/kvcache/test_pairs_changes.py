@@ -114,6 +114,7 @@ def test_bytes_are_what_the_formula_says(codecs):
     assert kept > 0
     want = batch * heads * per_head + kept * (4 * vector + 4) + places + tables
     assert layout.live_bytes() == want
+    assert layout.reread_bytes() == batch * heads * one + kept * 4  # positions, of what is retained
     assert layout.full_bytes() == batch * heads * length * 5 * 2 * vector
     assert layout.allocated_bytes() >= want
 

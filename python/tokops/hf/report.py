@@ -25,7 +25,7 @@ class Report:
             pages); shared pages count once.
         kv_bytes_allocated: bytes of the pools.
         kv_bytes_full: bytes of all sequences' tokens in the model's dtype, nothing shared and nothing dropped.
-        kv_bytes_read_per_token: cached bytes read per decoded token and sequence.
+        kv_bytes_read_per_token: cached bytes read per decoded token and sequence; what layers share counts in each.
         tokens_per_call: under speculation, tokens that a sequence got per verifying forward; else 1.
         notes: what the store of the last cache has found out and decided, a line each.
     """
@@ -130,6 +130,7 @@ class Counters:
         read = self.dense - (self.keys_saved + self.values_saved) / 2
         steps, tokens = max(self.steps, 1), max(self.tokens, 1)
         live = sum(book.live_bytes() for book in self.books)
+        passed = live + sum(book.reread_bytes() for book in self.books)
         cells = sum(book.live_tokens() * book.layers for book in self.books)  # a token in a layer
         return Report(
             methods=[m.describe() for m in methods],
@@ -145,7 +146,7 @@ class Counters:
             kv_bytes=live,
             kv_bytes_allocated=sum(book.allocated_bytes() for book in self.books),
             kv_bytes_full=sum(book.full_bytes() for book in self.books),
-            kv_bytes_read_per_token=read / tokens * live / max(cells, 1),
+            kv_bytes_read_per_token=read / tokens * passed / max(cells, 1),
             tokens_per_call=self.given / self.calls if self.calls else 1.0,
             notes=[note for book in self.books for note in book.notes()],
         )

@@ -67,6 +67,10 @@ class Lengths:
         """Where the tokens of every sequence end, ``[B]``, drafts included, at a cut."""
         return np.maximum(self.lengths - self.nodes, cut) + self.nodes
 
+    def reread_bytes(self) -> int:
+        """Of the bytes held, those that several layers read, once for each layer beyond the first."""
+        return 0
+
     def _room(self, boundary: int) -> list[int]:
         room = boundary - self.lengths + self.nodes
         return np.where(self.finished, UNLIMITED, room).tolist()

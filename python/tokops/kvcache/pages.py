@@ -69,6 +69,10 @@ class PageTable:
         """Bytes of the tokens in the pages, in all layers that follow this table."""
         return self.live_tokens() * self.token_bytes
 
+    def reread_bytes(self) -> int:
+        """Every layer reads its own; see :meth:`tokops.kvcache.layout.Layout.reread_bytes`."""
+        return 0
+
     def allocated_bytes(self) -> int:
         """Bytes of the pools."""
         return self.capacity * self.size * self.token_bytes

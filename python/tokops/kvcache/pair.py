@@ -316,6 +316,13 @@ class Pair:
         places = self.kept[0].counts.numel() * self.layout.length * 4
         return sum(kept.live_bytes() for kept in self.kept) + places
 
+    def reread_bytes(self, packed: int) -> int:
+        """Bytes that both layers read, of so many packed tokens and of what is retained; norms are a layer's own."""
+        lower, layout = self.stores[0], self.layout
+        token, group, fixed = layout.packed_bytes(lower.kv_heads, lower.dim, lower.itemsize)
+        positions = sum(int(kept.counts.sum()) * kept.positions.element_size() for kept in self.kept)
+        return packed * token + packed // layout.group * group + fixed + positions
+
     def allocated_bytes(self) -> int:
         """Bytes of the buffers of retained tokens."""
         places = 0 if self._where is None else self._where[1].numel() * 4

@@ -67,6 +67,11 @@ class PairLayout(QuantizedLayout):
         """See :meth:`Layout.live_bytes`; with norms, retained tokens, and where they are."""
         return super().live_bytes() + sum(pair.live_bytes() for pair in self.pairs)
 
+    def reread_bytes(self) -> int:
+        """See :meth:`Layout.reread_bytes`: a pair's directions and the positions of what it retains."""
+        tokens = sum(slab.table.live_tokens() for slab in self.slabs)
+        return sum(pair.reread_bytes(tokens) for pair in self.pairs if pair.merged)
+
     def allocated_bytes(self) -> int:
         """See :meth:`Layout.allocated_bytes`."""
         return super().allocated_bytes() + sum(pair.allocated_bytes() for pair in self.pairs)

@@ -64,17 +64,26 @@ class QuantizedLayout(Layout):
 
     def count_packed(self, heads: int, dim: int, itemsize: int, layers: int = 1) -> None:
         """Add what packed tokens take in so many layers; see :meth:`count_layer`."""
+        token, group, fixed = self.packed_bytes(heads, dim, itemsize)
+        self.packed_token_bytes += layers * token
+        self.group_bytes += layers * group
+        self.fixed_bytes += layers * fixed
+
+    def packed_bytes(self, heads: int, dim: int, itemsize: int) -> tuple[int, int, int]:
+        """What one layer packs: bytes of a token, of a group of tokens, and of what is held once."""
+        token = group = fixed = 0
         for codec in self.codecs:
-            self.packed_token_bytes += layers * heads * codec.row_bytes(dim, itemsize)
+            token += heads * codec.row_bytes(dim, itemsize)
             if codec.kind == "full":
                 continue
-            grid = layers * heads * codec.scale_dtype.itemsize * (2 if codec.has_zero else 1)
+            grid = heads * codec.scale_dtype.itemsize * (2 if codec.has_zero else 1)
             if codec.geometry == "token":
-                self.packed_token_bytes += dim // codec.group * grid
+                token += dim // codec.group * grid
             elif codec.geometry == "channel":
-                self.group_bytes += dim * grid
+                group += dim * grid
             else:
-                self.fixed_bytes += grid
+                fixed += grid
+        return token, group, fixed
 
 
 def _append(keys: Pool, values: Pool, table, seq_lens, k, v, starts=None) -> None:
