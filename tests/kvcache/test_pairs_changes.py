@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 
+from tokops.kvcache import pair
+
 from .merge_oracle import (
     FOUR_BITS,
     FULL,
@@ -151,6 +153,45 @@ def test_growth_does_not_copy_what_is_retained():
         0.6,
         (0,),
     )
+
+
+@pytest.mark.parametrize("buffers", [1, 2])
+def test_buffers_are_joined_where_parts_are_few(buffers, monkeypatch):
+    """What is held stays what it was, whichever sequences share it, and one goes on."""
+    tokens = random_tokens(330)
+    layers, plain = cache(gamma=0.3), cache(gamma=0.3)
+    for each in (layers, plain):
+        monkeypatch.setattr(pair, "_MOST_PARTS", 4 + buffers if each is layers else 16)
+        each.read(
+            [[x[:, :61] for x in layer] for layer in tokens], PROMPT, starts=torch.tensor([0, 11]).int()
+        )
+        each.select([1, 0, 1])
+        for at in range(61, 330):
+            each.forward([[x[[1, 0, 1], at : at + 1] for x in layer] for layer in tokens])
+        each.crop(40)
+        for at in range(290, 330):
+            each.forward([[x[[1, 0, 1], at : at + 1] for x in layer] for layer in tokens])
+    assert len(layers.layout.pairs[0].kept) == buffers < len(plain.layout.pairs[0].kept)
+    assert len(layers.stores[0].parts()) == 3 + buffers
+    assert retained(layers.layout.pairs[0]) == retained(plain.layout.pairs[0])
+    for layer in (0, 1):
+        for got, want in zip(layers.held(layer), plain.held(layer), strict=True):
+            torch.testing.assert_close(got, want, atol=0, rtol=0, equal_nan=True)  # padding is nowhere
+
+
+@pytest.mark.parametrize("gamma", [0.2, 1.0])
+def test_parts_of_the_longest_text_fit_into_one_call(gamma):
+    layers = cache(page=64, residual=64, sinks=4, retain="topk", gamma=gamma)
+    at = 0
+    while at < 140_000:
+        tokens = random_tokens(512 if at < 70_000 else 4096, batch=1, heads=1, dim=16, seed=at)
+        layers.forward(tokens, prompt=True)
+        at = layers.layout.length
+        for store in layers.stores:
+            assert len(store.parts()) < 16  # and a prompt that is being read
+    q = torch.randn(1, 1, 1, 16)
+    out = layers.forward(random_tokens(1, batch=1, heads=1, dim=16), q=q)
+    assert all(x.isfinite().all() for x in out)
 
 
 def ranges_to(packed):

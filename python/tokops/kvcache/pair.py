@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 LEAST_TOKENS = 8
 _PAGE_CAP = 0.2  # share of a page that is retained at most, once thresholds are frozen
 _BELOW = -1.0  # any distance is more than that
+_MOST_PARTS = 16  # of one call of packed_decode
+_OTHER_PARTS = 3  # beside slabs and buffers: sinks, the tail, and a prompt that is being read
 _GUARDS = ("refuse", "skip", "force")
 
 
@@ -118,6 +120,7 @@ class Pair:
         for store, (k, v) in zip(self.stores, tokens, strict=True):
             store.keep_sinks(begin, k, v)
         self._keep(mask, begin, tokens)
+        self._join()
 
     def _alike(self) -> bool:
         lower, upper = self.stores
@@ -248,11 +251,21 @@ class Pair:
         if last is not None and last.most + most > last.capacity:
             last.most = int(last.counts.max())
         if last is None or last.most + most > last.capacity:
-            # Growth adds a buffer: what is retained is never copied. Few buffers, since each is a part of its own.
-            room = 0 if last is None else max(2 * self.layout.page, 4 * last.capacity * (len(self.kept) > 1))
+            # Growth adds a buffer: nothing is copied as long as there may be more parts.
+            room = 0
+            if last is not None:
+                ahead = 4 * last.capacity if len(self.kept) > 1 else last.capacity // 4
+                room = max(2 * self.layout.page, ahead)
             last = Retained(begin, max(most, room), tokens[0][0])
             self.kept.append(last)
         last.add(mask, begin, most, tokens)
+
+    def _join(self) -> None:
+        """Make one of the oldest buffers until slabs leave room for all: each is a part, and long texts have many."""
+        most = max(_MOST_PARTS - _OTHER_PARTS - len(self.layout.slabs), 1)
+        while len(self.kept) > most:
+            self.kept[:2] = [self.kept[0].joined(self.kept[1])]
+            self._where = None
 
     # ---- Reading.
 

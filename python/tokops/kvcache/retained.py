@@ -9,8 +9,8 @@ from ..attention import Part
 class Retained:
     """Keys and values of two layers for tokens that differ from head to head, ascending by position.
 
-    Tokens are only added, so a buffer is made once and filled. Sequences that a beam or a repeat has made of one
-    share its row until either of them adds a token.
+    Tokens are only added, so a buffer is made once and filled, until two are joined. Sequences that a beam or a repeat
+    has made of one share its row until either of them adds a token.
 
     Args:
         begin: no token lies before this position.
@@ -52,6 +52,19 @@ class Retained:
                 side.scatter_(2, slots, x.transpose(1, 2).gather(2, order))
         self.counts += mask.sum(-1, dtype=torch.int32)
         self.most += most
+
+    def joined(self, later: "Retained") -> "Retained":
+        """A buffer with the tokens of both, those of ``later`` behind, and with the room that ``later`` has."""
+        most = int(self.counts.max())
+        x, more = (kept.x[:, :, kept.rows[:, 0].long()] for kept in (self, later))
+        both = Retained(self.begin, most + later.capacity, x[0, 0].transpose(1, 2))
+        both.most, both.counts = most + later.most, self.counts + later.counts
+        slots = self.counts[..., None].long() + torch.arange(later.capacity, device=x.device)
+        both.x[..., :most, :] = x[..., :most, :]
+        both.x.scatter_(4, slots[..., None].expand_as(more), more)
+        both.positions[..., :most] = self.positions[..., :most]
+        both.positions.scatter_(2, slots, later.positions)
+        return both
 
     def part(self, layer: int, where: Tensor, slot_base: int) -> Part:
         """What one of the two layers reads."""
