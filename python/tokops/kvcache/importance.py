@@ -1,7 +1,40 @@
-"""Importance that the nodes of a draft gave, once some of them are kept."""
+"""Importance that the rows of a prompt gave, and that the nodes of a draft gave once some of them are kept."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ._attention_colsum import attention_colsum
+
+
+def prompt_mass(
+    q: Tensor,
+    k: Tensor,
+    first: int,
+    end: int,
+    *,
+    starts: Tensor | None = None,
+    sink_logit: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """What the rows ``[first, end)`` of a cache's first prompt gave to its tokens: ``[B, Hkv, end]``.
+
+    Args:
+        q, k: ``[B, T, Hq, D]`` and ``[B, T, Hkv, D]``.
+        first, end: the rows.
+        starts: ``[B]`` first visible position.
+        sink_logit: ``[Hq]`` a logit of the model's own that takes a share and is no token.
+        scale, softcap: of the attention.
+    """
+    starts = None if starts is None else starts.clamp_max(end)
+    options: dict[str, Any] = {"starts": starts, "first_row": first, "scale": scale, "softcap": softcap}
+    acc, lse = attention_colsum(q[:, :end], k[:, :end], None, **options)
+    if sink_logit is not None:
+        lse = torch.logaddexp(lse, sink_logit.view(1, 1, -1))
+        acc = attention_colsum(q[:, :end], k[:, :end], lse, **options)
+    return acc
 
 
 def add_kept(

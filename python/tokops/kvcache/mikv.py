@@ -1,19 +1,16 @@
 """MiKV's store: every token is kept, the important ones in high precision, the others in low precision."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from ..attention import Part
 from ..attention.parts import flatten
-from ._attention_colsum import attention_colsum
 from ._attention_mass import attention_mass
 from .balancer import balancer
-from .importance import add_kept
+from .importance import add_kept, prompt_mass
 from .mikv_layout import Cut, Target, added, at_most, beyond
 from .tail import Tail
-from .tiers import Source, Tier, listed, plain_source, within
+from .tiers import Tier, listed, plain_source, within
 
 _LOW_BASE = 1 << 30  # number of the low pool's first slot in `where`; the high pool's is 0
 _STEP = 1024  # tokens by which the arrays over positions grow
@@ -156,24 +153,13 @@ class MiKVStore:
 
     def _weigh(self, q, k, rows, options, sink_logit):
         """What the first prompt's rows gave; of rows behind it only as long as they are not taken back."""
-        starts, policy = self.layout.starts, self.layout.policy
-
-        def given(end, first):
-            part = {
-                "starts": None if starts is None else starts.clamp_max(end),
-                "first_row": first,
-                **options,
-            }
-            acc, lse = attention_colsum(q[:, :end], k[:, :end], None, **part)
-            if sink_logit is not None:
-                lse = torch.logaddexp(lse, sink_logit.view(1, 1, -1))
-                acc = attention_colsum(q[:, :end], k[:, :end], lse, **part)
-            return acc
-
-        first = 0 if policy.obs_window is None else max(rows - policy.obs_window, 0)
-        self.acc[..., :rows] = given(rows, first)
+        options |= {"starts": self.layout.starts, "sink_logit": sink_logit}
+        window = self.layout.policy.obs_window
+        self.acc[..., :rows] = prompt_mass(
+            q, k, 0 if window is None else max(rows - window, 0), rows, **options
+        )
         for row in range(rows, q.shape[1]):
-            self._unsure[row] = given(row + 1, row)[:, None]
+            self._unsure[row] = prompt_mass(q, k, row, row + 1, **options)[:, None]
 
     # ---- Importance.
 
@@ -248,7 +234,7 @@ class MiKVStore:
         slots, counts = listed(leaving, most)
         fresh = any(n > window for n, window in zip(new, target.windows, strict=True))
         sources = high.sources(held) + incoming * fresh  # the newest do not leave
-        self._enter(low, sources, slots, place, counts)
+        low.enter(sources, slots, place, counts, self.where)
         low.least, low.most = added(low.least, surplus[0]), added(low.most, surplus[1])
 
         if fresh:
@@ -259,7 +245,7 @@ class MiKVStore:
         lens = [at_most(added(bound, new), target.limits) for bound in (high.least, high.most)]
         high.reserve(max(lens[1], default=0), self._span(high, first))
         staying, entering = listed(visible & ~leaving[..., held:], max(lens[1], default=0))
-        self._enter(high, incoming, staying + held, place, entering, (slots, counts))
+        high.enter(incoming, staying + held, place, entering, self.where, (slots, counts))
         high.least, high.most = lens
         self._settled, self._flat = committed, None
 
@@ -281,34 +267,6 @@ class MiKVStore:
         bound = (place < target.visible_from + policy.sinks) | (place >= target.recent_from)
         key.masked_fill_(bound | ~here, _MAX_KEY)
         return leaving.scatter_(-1, key.topk(most, largest=False).indices, within(count, most))
-
-    def _enter(
-        self,
-        tier: Tier,
-        sources: Sequence[Source],
-        slots: Tensor,
-        place: Tensor,
-        counts: Tensor,
-        free: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
-        """Put tokens into a pool: lists of slots of the sources, of which the first ``counts`` count.
-
-        They go into the ``free`` slots, a list and how much of it counts, and then behind the last.
-        """
-        rank = torch.arange(slots.shape[-1], device=slots.device)
-        to = tier.lens[..., None] + rank
-        least = min(tier.least, default=0)
-        if free is None:
-            lens = tier.lens + counts
-        else:
-            lens = tier.lens + counts - free[1]
-            if free[0].shape[-1]:
-                least = 0
-                again = free[0][..., rank.clamp_max(free[0].shape[-1] - 1)]
-                to = torch.where(rank < free[1][..., None], again, to - free[1][..., None])
-        tier.receive(sources, slots, to, counts, least)
-        tier.place(to, place.gather(-1, slots), counts, self.where, least)
-        tier.set_lens(lens)
 
     def _span(self, tier: Tier, first: int) -> int:
         """Slots to add when a pool is full: what a prompt needs, then for 1024 tokens more, then doubling."""

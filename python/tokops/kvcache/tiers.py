@@ -169,6 +169,35 @@ class Tier:
                     target_codecs=(code, code),
                 )
 
+    def enter(
+        self,
+        sources: Sequence[Source],
+        slots: Tensor,
+        place: Tensor,
+        counts: Tensor,
+        where: Tensor,
+        free: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """Take tokens in: lists of slots of the sources, of which the first ``counts`` count.
+
+        They go into the ``free`` slots, a list and how much of it counts, and then behind the last. ``place`` are
+        the positions of the sources' slots.
+        """
+        rank = torch.arange(slots.shape[-1], device=slots.device)
+        to = self.lens[..., None] + rank
+        least = min(self.least, default=0)
+        if free is None:
+            lens = self.lens + counts
+        else:
+            lens = self.lens + counts - free[1]
+            if free[0].shape[-1]:
+                least = 0
+                again = free[0][..., rank.clamp_max(free[0].shape[-1] - 1)]
+                to = torch.where(rank < free[1][..., None], again, to - free[1][..., None])
+        self.receive(sources, slots, to, counts, least)
+        self.place(to, place.gather(-1, slots), counts, where, least)
+        self.set_lens(lens)
+
     def place(self, slots: Tensor, positions: Tensor, counts: Tensor, where: Tensor, least: int = 0) -> None:
         """Note which positions are in slots now: lists ``[B, Hkv, n]`` and how much of them counts."""
         live = within(counts, slots.shape[-1])
