@@ -106,6 +106,8 @@ class Run:
         self.layout.drop_pages()
         keep = self.layout.length
         self.k, self.v, self.acc = self.k[:, :keep], self.v[:, :keep], self.acc[..., :keep]
+        if self.starts is not None:
+            self.starts = self.starts.clamp_max(keep)  # what comes next is no padding
 
     def select(self, rows):
         self.layout.select(rows)

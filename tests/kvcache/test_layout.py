@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from tokops.kvcache import Codec
 
-from .stores import DIM, HEADS, Cache, held
+from .stores import CPU, DIM, HEADS, Cache, held
 
 OPERATIONS = st.one_of(
     st.tuples(st.just("append"), st.integers(1, 9)),
@@ -136,6 +136,37 @@ def test_padding_and_sinks(pieces, pads, sinks, residual, crop):
     packed = cache.layout.packed
     want = [min(max(packed - s, 0), sinks) for s in starts]
     assert cache.layout.sink_lens.tolist() == want
+
+
+@pytest.mark.parametrize("left", [0, 1, 4, 8])
+@pytest.mark.parametrize("sinks", [0, 3])
+def test_what_follows_a_crop_into_padding_is_seen(left, sinks):
+    """Of one sequence only padding is left, or nothing of both: its next token is its first."""
+    cache = Cache(Codec("full"), Codec("full"), sinks=sinks)
+    model = torch.randn(2, 2, 40, HEADS, DIM)
+    cache.forward(model[:, :, :20], 20, torch.tensor([9, 0], dtype=torch.int32))
+    cache.crop(20 - left)
+    model[:, :, left:20] = torch.randn(2, 2, 20 - left, HEADS, DIM)
+    for at in range(left, 25):
+        cache.forward(model[:, :, at : at + 1])
+        check(cache, model[:, :, : at + 1], [left, 0])
+    cache.forward(model[:, :, 25:40], 15)
+    check(cache, model, [left, 0])
+
+
+def test_a_sequence_that_a_crop_leaves_empty_starts_anew():
+    """Sequences of different lengths, the padded one of which loses all it has."""
+    cache = Cache(Codec("full"), Codec("full"), layers=1, sinks=1)
+    tokens = torch.randn(1, 2, 30, HEADS, DIM)
+    cache.forward(tokens[:, :, :2], 2, torch.tensor([1, 0], dtype=torch.int32))
+    cache.layout.begin(2, 3, 0, CPU, draft=True)
+    cache.stores[0].append(tokens[0, :, 2:5], -tokens[0, :, 2:5])
+    counts = np.array([0, 3])
+    cache.layout.keep(3, counts, torch.tensor(counts - 3))
+    cache.stores[0].keep(None, torch.tensor(counts), 3)
+    cache.crop(2)
+    assert cache.layout.lengths.tolist() == [0, 3]
+    assert cache.layout.host_starts == cache.layout.starts.tolist() == [0, 0]
 
 
 def test_a_shared_page_is_copied_once_and_before_it_is_written():

@@ -52,6 +52,23 @@ def test_a_random_walk_of_changes_equals_the_dense_cache(seed, starts, monkeypat
     assert max(slabs) > 1  # moves cross slabs
 
 
+@pytest.mark.parametrize("left", [0, 20, 50, 61])
+def test_what_follows_a_crop_into_padding_gets_a_balancer_of_its_own(left):
+    """Of a sequence only padding is left, or nothing of both; the balancer of what was there is forgotten with it."""
+    run = Run(policy(interval=4), batch=2, starts=(60, 0))
+    run.prompt(110)
+    before = run.store.bal.clone()
+    run.step()
+    run.crop(111 - left)
+    run.prompt(40)
+    for row, anew in ((0, left <= 60), (1, left == 0)):
+        assert torch.equal(run.store.bal[row], before[row]) != anew
+    assert not bool((run.store.bal == 1).all(-1).any())
+    for _ in range(20):
+        run.step()
+    run.consistent()
+
+
 def test_the_balancer_shares_ranges_and_changes_no_product():
     q, k = torch.randn(2, 50, HQ, DIM), torch.randn(2, 50, HKV, DIM)
     k[..., 3] *= 20

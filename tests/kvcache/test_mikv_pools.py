@@ -1,6 +1,7 @@
 """Which token is in which pool of MiKV's store, and what the pools cost."""
 
 import copy
+import itertools
 import math
 from fractions import Fraction
 
@@ -44,6 +45,44 @@ def test_a_prompt_keeps_the_newest_the_first_and_the_most_attended(changes, star
             want = {j for j in want if j < 80}
             assert run.pool(run.store.high, b, h) == sorted(want)
             assert run.pool(run.store.low, b, h) == sorted(set(range(start, 80)) - want)
+
+
+@pytest.mark.parametrize("chunks", [(20, 40, 60, 100), (50, 64, 70, 100), (57, 59, 100), (20, 50, 90, 100)])
+@pytest.mark.parametrize("balanced", [True, False])
+def test_chunks_of_padding_alone_leave_no_trace(chunks, balanced):
+    """A padded sequence is what it would be alone, in chunks that end where these do: pools, importance, balancer."""
+    pads = 50
+    rule = policy("full", "int4", balancer=balanced, interval=4)
+    both, alone = Run(rule, batch=2, starts=(0, pads)), Run(rule)
+    given = both.tokens
+
+    def own(rows):
+        return tuple(x[1:, -rows:] for x in last)
+
+    alone.tokens, both.tokens = own, lambda rows: last
+    for a, b in itertools.pairwise((0, *chunks)):
+        last = given(b - a)
+        both.starts = torch.tensor([0, min(pads, b)], dtype=torch.int32)
+        both.prompt(b - a)
+        if b > pads:
+            alone.prompt(b - max(a, pads))
+    for _ in range(30):
+        last = given(1)
+        both.step()
+        alone.step()
+        both.consistent()
+    assert both.layout.starts.tolist() == [0, pads]
+    end = alone.layout.length
+    torch.testing.assert_close(
+        both.store.acc[1, :, pads : pads + end], alone.store.acc[0, :, :end], rtol=1e-4, atol=1e-4
+    )
+    for mine, its in ((both.store.high, alone.store.high), (both.store.low, alone.store.low)):
+        for h in range(HKV):
+            assert sorted(both.pool(mine, 1, h)) == sorted(pads + j for j in alone.pool(its, 0, h))
+    if balanced:
+        assert torch.equal(both.store.bal[1], alone.store.bal[0])
+        seen = next(b for b in chunks if b > pads) - pads
+        assert bool((both.store.bal[1] == 1).all()) == (seen < 32)
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,28 @@ def test_reset_serves_again():
 
 
 @pytest.mark.parametrize("codecs", [FULL, FOUR_BITS])
+def test_a_crop_to_nothing_serves_again(codecs):
+    """Thresholds, what was retained and the guard's decision are those of what comes next."""
+    layers, fresh = (cache(codecs=codecs, gamma=0.3, guard="skip") for _ in "ab")
+    layers.read(random_tokens(seed=1), PROMPT, starts=torch.tensor([0, 19], dtype=torch.int32))
+    assert layers.layout.pairs[0].merged is False
+    layers.crop(61)
+    assert layers.layout.live_bytes() == 0
+    for noise in (0.1, 0.5):
+        tokens = alike(noise)
+        layers.read(tokens, PROMPT)
+        fresh.reset()
+        fresh.read(tokens, PROMPT)
+        assert layers.layout.pairs[0].merged
+        assert layers.layout.distances == fresh.layout.distances
+        assert layers.layout.live_bytes() == fresh.layout.live_bytes()
+        for layer in (0, 1):
+            for got, want in zip(layers.held(layer), fresh.held(layer), strict=True):
+                assert torch.equal(got, want)
+        layers.crop(61)
+
+
+@pytest.mark.parametrize("codecs", [FULL, FOUR_BITS])
 def test_bytes_are_what_the_formula_says(codecs):
     """Four layers, one pair of them merged and one kept apart, and an odd one: every number that is stored."""
     length, batch, heads, dim, sinks = 61, 2, 3, 32, 2

@@ -281,7 +281,7 @@ class PagedCache(Cache):
         """Forget the last ``-tokens_to_remove`` tokens of every sequence, however long it is.
 
         Of sequences of different lengths, tokens that a store has packed behind the end of the shortest return to
-        full precision as they were packed. MiKV refuses that.
+        full precision as they were packed. MiKV refuses that. A cache without tokens is as new, but for its batch size.
         """
         self.state.refuse_nodes()
         remove = int(tokens_to_remove)

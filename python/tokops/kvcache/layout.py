@@ -2,8 +2,7 @@
 
 A sequence is cut by position. Up to ``packed`` its tokens are in packed pages, except the first
 visible ones, its sinks; from there on they are in a tail of full precision, or, while a prompt is being read, in the
-prompt's own tensors. All sequences of a batch are cut at the same position, however long they are; left padding is
-counted in ``starts``.
+prompt's own tensors. All sequences of a batch are cut at the same position, however long they are.
 """
 
 from collections.abc import Sequence
@@ -42,7 +41,6 @@ class Layout(Lengths):
     """
 
     seq_lens: Tensor  # of all the tensors below: made when the first tokens come
-    device: torch.device
 
     def __init__(self, page: int, sinks: int, residual: int, unit: int, restores: bool):
         self.page, self.sinks, self.residual, self.unit, self.restores = page, sinks, residual, unit, restores
@@ -51,14 +49,17 @@ class Layout(Lengths):
 
     def reset(self) -> None:
         """Hold nothing."""
-        self._clear()
-        self.packed = self.batch = self.layers = 0
+        self.version = 0
+        self._empty(0)
+
+    def _empty(self, batch: int) -> None:
+        """Hold nothing of so many sequences, whose layers count their bytes again."""
+        self._start(batch)
+        self.batch, self.packed, self.layers = batch, 0, 0
         # Bytes in all layers: of a packed token, of a group of them, of a full token, and of what is held once.
         self.packed_token_bytes = self.group_bytes = self.full_token_bytes = self.fixed_bytes = 0
         self.slabs: list[Slab] = []
         self._slab_tensors: list[tuple[Tensor, Tensor, Tensor | None]] = []
-        self.starts: Tensor | None = None
-        self._host_starts: list[int] = []
         self.tail_begin = self.tail_end = 0
         self.tail_capacity = self.residual + self.unit + _SPARE
         self._absorbed: int | None = (
@@ -71,7 +72,6 @@ class Layout(Lengths):
         self.tail_move: tuple[int, int] | None = None
         self.cropped_tail: tuple[int, int] = (0, 0)
         self.pending = self.past = 0
-        self.version = 0
 
     # ---- A forward.
 
@@ -209,30 +209,11 @@ class Layout(Lengths):
         return self.length - self.absorbed + self.unit + _SPARE
 
     def see_starts(self, starts: Tensor | None) -> None:
-        """Note the first visible position of every sequence; every layer of a prompt tells, before it absorbs.
-
-        A prompt may come in pieces, the first ones all padding. It is known where a sequence starts once a piece
-        has a token of it.
-        """
-        if starts is None or (self.starts is None and self.past):
-            return
-        known = [start < self.past for start in self._host_starts] or [False] * self.batch
-        if all(known):
-            return
-        told = starts.tolist()
-        host = [old if k else new for old, new, k in zip(self.host_starts, told, known, strict=True)]
-        if host == self._host_starts:
-            return
-        self._host_starts = host
-        self.starts = torch.tensor(host, dtype=torch.int32, device=self.device)
-        self._make_tensors()
-        self.after = [replace(s, starts=self._slab_tensors[s.slab][2]) for s in self.after]
-        self._place()
-
-    @property
-    def host_starts(self) -> list[int]:
-        """First visible position of every sequence."""
-        return self._host_starts or [0] * self.batch
+        """Note the first visible position of every sequence; every layer of a prompt tells, before it absorbs."""
+        if self._note_starts(starts):
+            self._make_tensors()
+            self.after = [replace(s, starts=self._slab_tensors[s.slab][2]) for s in self.after]
+            self._place()
 
     @property
     def sink_end(self) -> int:
@@ -305,7 +286,7 @@ class Layout(Lengths):
     # ---- Changes between forwards.
 
     def crop(self, tokens: int) -> tuple[int, int]:
-        """Forget the last tokens of every sequence.
+        """Forget the last tokens of every sequence. A cache without tokens is as new, but for its batch size.
 
         Returns positions ``[a, b)`` that layers must decode back into new tails: those of a group that is cut, and,
         of sequences that are longer, those behind the end of the shortest. ``cropped_tail`` are slots of the old
@@ -314,6 +295,12 @@ class Layout(Lengths):
         self.check_crop(tokens)
         self._settle()
         self._remove(tokens)
+        if self.batch and not self.length:
+            self._empty(self.batch)
+            self._make_tensors()
+            return 0, 0
+        if self._crop_starts():
+            self._make_tensors()
         self.past = length = self.length
         cut, old = min(self.committed, self.packed), self.packed
         restored = (length, length)
@@ -347,9 +334,6 @@ class Layout(Lengths):
             return
         for slab in self.slabs:
             slab.table.select(rows)
-        if self.starts is not None:
-            self.starts = self.starts[torch.tensor(rows, device=self.device, dtype=torch.long)]
-            self._host_starts = [self._host_starts[row] for row in rows]
         self._choose(rows)
         self.past = self.length
         self.tail_end = self.tail_begin + max(self.length - self.packed, 0)

@@ -1,8 +1,10 @@
-"""How long every sequence of a cache is, and how much of that is a draft."""
+"""Where every sequence of a cache starts and ends, and how much of that is a draft."""
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 #: What :meth:`Lengths.room` says where nothing limits it.
 UNLIMITED = 2**31 - 1
@@ -13,17 +15,20 @@ class Lengths:
 
     Positions below the cut are packed, in all sequences alike; the shortest sequence that is not finished decides
     where the cut may be. A finished sequence can end before it. It then takes part as if it reached to the cut, with
-    tokens that are nobody's.
+    tokens that are nobody's. Left padding is counted in ``starts``.
     """
 
     lengths: np.ndarray
     finished: np.ndarray
-
-    def _clear(self) -> None:
-        self._hold(np.zeros(0, np.int64), np.zeros(0, bool))
+    starts: Tensor | None  # [B], None: no padding has been told of
+    past: int  # tokens before the forward at work
+    device: torch.device
 
     def _start(self, batch: int) -> None:
+        """Hold nothing of so many sequences."""
         self._hold(np.zeros(batch, np.int64), np.zeros(batch, bool))
+        self.starts = None
+        self._host_starts: list[int] = []
 
     def _hold(self, lengths: np.ndarray, finished: np.ndarray) -> None:
         self.lengths, self.finished, self.nodes = lengths, finished, 0
@@ -54,6 +59,47 @@ class Lengths:
     def _choose(self, rows: Sequence[int]) -> None:
         chosen = np.asarray(rows, np.int64)
         self._hold(self.lengths[chosen], self.finished[chosen])
+        if self.starts is not None:
+            self._set_starts([self._host_starts[row] for row in rows])
+
+    # ---- Left padding.
+
+    @property
+    def host_starts(self) -> list[int]:
+        """First visible position of every sequence."""
+        return self._host_starts or [0] * len(self.lengths)
+
+    def _set_starts(self, starts: list[int]) -> None:
+        self._host_starts = starts
+        self.starts = torch.tensor(starts, dtype=torch.int32, device=self.device)
+
+    def _note_starts(self, starts: Tensor | None) -> bool:
+        """Note the first visible position of every sequence, as a prompt's layers tell; whether one has changed.
+
+        A prompt may come in pieces, the first ones all padding. It is known where a sequence starts once a piece
+        has a token of it.
+        """
+        if starts is None or (self.starts is None and self.past):
+            return False
+        known = [start < self.past for start in self.host_starts]
+        if all(known):
+            return False
+        told = starts.tolist()
+        host = [old if k else new for old, new, k in zip(self.host_starts, told, known, strict=True)]
+        if host == self._host_starts:
+            return False
+        self._set_starts(host)
+        return True
+
+    def _crop_starts(self) -> bool:
+        """After a crop: a sequence of which only padding is left starts behind it; whether there is one."""
+        host = [min(start, n) for start, n in zip(self.host_starts, self.lengths.tolist(), strict=True)]
+        if host == self.host_starts:
+            return False
+        self._set_starts(host)
+        return True
+
+    # ---- Which sequences go on.
 
     @property
     def committed(self) -> int:

@@ -141,9 +141,8 @@ class MiKVStore:
         rows = layout.prompt_end - layout.past
         if layout.past == 0:
             self._weigh(q, k, rows, {"scale": scale, "softcap": softcap}, sink_logit)
-            if layout.policy.balancer:
-                self.bal = balancer(q[:, :rows], k[:, :rows], layout.starts)
-                k = (k * self.bal[:, None]).to(k.dtype)
+        if layout.policy.balancer:
+            k = self._balance(q, k, rows)
         old = self._newest(layout.tail_end)
         new = (k[:, :rows].transpose(1, 2), v[:, :rows].transpose(1, 2))
         both = [torch.cat(x, 2) for x in zip(old, new, strict=True)] if old else new
@@ -160,6 +159,18 @@ class MiKVStore:
         )
         for row in range(rows, q.shape[1]):
             self._unsure[row] = prompt_mass(q, k, row, row + 1, **options)[:, None]
+
+    def _balance(self, q, k, rows):
+        """Keys as they are kept. Sequences whose first visible tokens these are get their balancer."""
+        layout = self.layout
+        first = [start >= layout.past for start in layout.host_starts]
+        if not any(first):
+            return k
+        starts = None if layout.starts is None else (layout.starts - layout.past).clamp_min(0)
+        bal = balancer(q[:, :rows], k[:, :rows], starts)
+        bal.masked_fill_(~torch.tensor(first, device=k.device)[:, None, None], 1.0)
+        self.bal = bal if self.bal is None else self.bal * bal  # of the first ones it was 1
+        return (k * bal[:, None]).to(k.dtype)
 
     # ---- Importance.
 
@@ -302,8 +313,15 @@ class MiKVStore:
     def crop(self, restored: tuple[int, int]) -> None:
         """Follow the layout's crop. What removed tokens gave to others while they were there is not taken back."""
         length, self._flat = self.layout.length, None
+        if not length:
+            self.reset()
         if not self.kv_heads:
             return
+        if self.bal is not None:
+            ends = zip(self.layout.host_starts, self.layout.lengths, strict=True)
+            padding = [bool(start >= end) for start, end in ends]  # of which no key is left
+            if any(padding):
+                self.bal.masked_fill_(torch.tensor(padding, device=self.bal.device)[:, None, None], 1.0)
         if length == self.layout.shortest:
             self.acc[..., length:] = 0
         else:
@@ -320,7 +338,7 @@ class MiKVStore:
     def select(self, rows: Tensor) -> None:
         """Keep some sequences, in the order given."""
         self._flat = None
-        if rows.tolist() == list(range(len(self.where))):
+        if not self.kv_heads or rows.tolist() == list(range(len(self.where))):
             return
         for tier in (self.high, self.low):
             tier.select(rows)

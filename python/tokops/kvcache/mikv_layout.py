@@ -98,16 +98,19 @@ class Cut(Lengths):
 
     def reset(self) -> None:
         """Hold nothing."""
-        self._clear()
+        self.version = 0
+        self._started = False
+        self._empty(0)
+
+    def _empty(self, batch: int) -> None:
+        """Hold nothing of so many sequences."""
+        self._start(batch)
         self.settled = self.past = self.prompt_end = 0
         self.tail_move: tuple[int, int] | None = None
-        self.batch = self.pending = self.due = 0
+        self.pending = self.due = 0
+        self.batch = batch
         self.tail_capacity = self.policy.interval + _SPARE
-        self.version = 0
-        self.starts: Tensor | None = None
-        self._host_starts: list[int] = []
         self._target: Target | None = None
-        self._started = False
 
     @property
     def layers(self) -> int:
@@ -179,15 +182,14 @@ class Cut(Lengths):
         self._finish(done, self.settled)
 
     def see_starts(self, starts: Tensor | None) -> None:
-        """Note the first visible position of every sequence, once, while the first prompt is read."""
-        if starts is not None and self.starts is None and self.past == 0:
-            self.starts = starts.clone()
-            self._host_starts = starts.tolist()
+        """Note the first visible position of every sequence; every layer of a prompt tells, before it absorbs."""
+        if self._note_starts(starts):
+            self._target = None
 
     def target(self, committed: int) -> Target:
         """The policy's numbers at a length, the same for all layers."""
         if self._target is None or self._target.committed != committed:
-            starts = self._host_starts or [0] * self.batch
+            starts = self.host_starts
             visible = [max(committed - start, 0) for start in starts]
             limits = [self.policy.limit(n) for n in visible]
             windows = [self.policy.window(n) for n in visible]
@@ -240,10 +242,19 @@ class Cut(Lengths):
             )
 
     def crop(self, tokens: int) -> tuple[int, int]:
-        """Forget the last tokens of every sequence; layers take those that are in pools out of them."""
+        """Forget the last tokens of every sequence; layers take those that are in pools out of them.
+
+        A cache without tokens is as new, but for its batch size.
+        """
         self.check_crop(tokens)
         self._absorb()
         self._remove(tokens)
+        if self._started and not self.length:
+            self._empty(self.batch)
+            self._make_tensors()
+            return 0, 0
+        if self._crop_starts():
+            self._target = None
         self.past = length = self.length
         self.settled = min(self.settled, length)
         self.due = 0
@@ -262,9 +273,6 @@ class Cut(Lengths):
             return
         self._choose(rows)
         self.past = self.length
-        if self.starts is not None:
-            self.starts = self.starts[torch.tensor(rows, device=self.device, dtype=torch.long)]
-            self._host_starts = [self._host_starts[row] for row in rows]
         self.batch = len(rows)
         self._make_tensors()
         self._place()

@@ -297,10 +297,12 @@ class Pair:
     # ---- Changes between forwards.
 
     def crop(self, cut: int) -> None:
-        """Forget what was retained from position ``cut`` on."""
+        """Forget what was retained from position ``cut`` on. Sequences without tokens get new thresholds."""
         self.kept = [kept for kept in self.kept if kept.begin < cut]
         for kept in self.kept:
             kept.crop(cut)
+        ends = zip(self._frozen, self.layout.lengths, strict=False)
+        self._frozen = [bool(frozen and length) for frozen, length in ends]
         self._where = None
 
     def select(self, rows: Tensor) -> None:

@@ -335,6 +335,8 @@ class QuantizedStore:
 
     def crop(self, restored: tuple[int, int]) -> None:
         """Follow the layout's crop; positions ``restored`` return to the tail, decoded."""
+        if not self.layout.length:
+            return self.reset()
         self._flat = None
         begin, end = restored
         if begin == end:
