@@ -258,6 +258,19 @@ def test_the_guard_refuses_a_random_model(random_model, prompts):
         random_model(prompts[0][2:, :10], past_key_values=cache)
 
 
+@pytest.mark.parametrize("padding", [36, 16])
+def test_the_guard_measures_no_padding(padding, model, prompts):
+    """Of a prompt whose first pages are padding alone nothing is packed until there is something to measure."""
+    ids, mask = prompts[0][2:].clone(), prompts[1][2:].clone()
+    mask[:, :padding] = 0
+    expected = model.generate(ids, attention_mask=mask, **GREEDY)
+    with tokops.patch(model, MiniCache(residual=8), page_size=PAGE) as run:
+        assert torch.equal(model.generate(ids, attention_mask=mask, **GREEDY), expected)
+        notes = run.report().notes
+    assert len(notes) == 2
+    assert all("merged: distance of keys 0.0" in note for note in notes)
+
+
 def test_skipped_pairs_are_dense_and_told(random_model, prompts):
     expected = random_model.generate(prompts[0], attention_mask=prompts[1], **GREEDY)
     with tokops.patch(random_model, MiniCache(guard="skip", residual=8), page_size=PAGE) as run:

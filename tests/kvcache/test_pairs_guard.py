@@ -1,5 +1,7 @@
 """Pairs that are not alike, and options that are out of range."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -60,6 +62,69 @@ def test_padding_is_not_measured():
     layers = cache(guard="refuse", max_distance=0.15)
     layers.read(tokens, PROMPT, starts=torch.tensor([0, 16], dtype=torch.int32))
     assert layers.layout.packed == 48
+
+
+def starting(*starts):
+    return torch.tensor(starts, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("guard", ["refuse", "skip", "force"])
+@pytest.mark.parametrize("chunks", [(37,), (10, 20, 37), (3, 37), (36, 37)])
+@pytest.mark.parametrize("pads", [(9, 9), (27, 24), (36, 33), (37, 37)])
+def test_pages_of_padding_alone_wait_for_tokens_to_measure(guard, chunks, pads):
+    """Their padding is as unlike as can be. Layers without a pair wait, too, and all tokens are held once."""
+    tokens = [*alike(0.1, 100), *random_tokens(100, layers=1)]
+    for b, pad in enumerate(pads):
+        for x in [*tokens[0], *tokens[1]]:
+            x[b, :pad] = torch.randn(x[b, :pad].shape) if b else 0.0
+    layers = cache(layers=3, guard=guard, gamma=0.3)
+    first_cut = -(-(min(pads) + 8) // 8) * 8  # of pages of 8 tokens
+    for a, b in itertools.pairwise((0, *chunks)):
+        layers.forward(
+            [[x[:, a:b] for x in layer] for layer in tokens], True, starting(*(min(p, b) for p in pads))
+        )
+        assert layers.layout.absorbed in (0, *range(first_cut, b, 8))
+    for at in range(37, 100):
+        layers.forward([[x[:, at : at + 1] for x in layer] for layer in tokens])
+        packed = (at - 8) // 8 * 8
+        assert layers.layout.packed == (packed if packed >= first_cut else 0)
+        assert layers.layout.room()[0] == max((at - 7) // 8 * 8 + 8, first_cut) + 8 - (at + 1)
+    assert layers.layout.pairs[0].merged
+    assert max(layers.layout.distances[0, 1]) < 0.1
+    for layer in (0, 1, 2):
+        k, v, times = layers.held(layer)
+        for b, pad in enumerate(pads):
+            assert (times[b, :, pad:] == 1).all()
+            for got, x in zip((k, v), tokens[layer], strict=True):
+                norms = x[b, pad:].norm(dim=-1).transpose(0, 1)
+                torch.testing.assert_close(got[b, :, pad:].norm(dim=-1), norms, rtol=1e-3, atol=0)
+
+
+def test_sequences_that_see_enough_do_not_wait_for_others():
+    layers, tokens = cache(guard="refuse", gamma=0.3), alike(0.1)
+    layers.read(tokens, PROMPT, starts=starting(30, 8))
+    assert layers.layout.packed == 48
+    layers = cache(guard="refuse", gamma=0.3)
+    layers.forward([[x[:, :PROMPT] for x in layer] for layer in tokens], True, starting(30, 8))
+    assert layers.layout.absorbed == 24
+
+
+@pytest.mark.parametrize(("side", "counts"), [(0, "0 and 144"), (1, "144 and 0")])
+def test_vectors_that_are_not_finite_cannot_be_compared(side, counts):
+    tokens = alike(0.1)
+    tokens[1][side].fill_(torch.nan)
+    with pytest.raises(
+        RuntimeError, match=f"layers 0 and 1 cannot be compared: of 144 keys.* {counts} are finite"
+    ):
+        cache(guard="refuse").read(tokens, PROMPT)
+    layers = cache(guard="skip")
+    layers.read(tokens, PROMPT)
+    assert layers.layout.pairs[0].merged is False
+    tokens = alike(0.1)
+    tokens[1][side][:, ::2] = torch.nan  # enough are left to decide
+    layers = cache(guard="refuse")
+    layers.read(tokens, PROMPT)
+    assert layers.layout.pairs[0].merged
 
 
 @pytest.mark.parametrize("codecs", [FULL, FOUR_BITS])

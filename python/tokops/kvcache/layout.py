@@ -131,7 +131,7 @@ class Layout(Lengths):
         if self._packs_at_once:
             return [UNLIMITED] * self.batch
         cut = self._target(self.committed)
-        return self._room((cut // self.unit + 1) * self.unit + self.residual)
+        return self._room(max((cut // self.unit + 1) * self.unit, self._first_cut) + self.residual)
 
     def keep(self, nodes: int, counts: np.ndarray, change: Tensor) -> None:
         """Of the last ``nodes`` tokens of every sequence hold ``counts [B]``; layers have moved them up."""
@@ -147,8 +147,13 @@ class Layout(Lengths):
 
     def _target(self, committed: int) -> int:
         """Where the cut is once so many tokens are committed."""
-        units = max(committed - self.residual, 0) // self.unit
-        return max(units * self.unit, self.packed)
+        cut = max(committed - self.residual, 0) // self.unit * self.unit
+        return max(cut if cut >= self._first_cut else 0, self.packed)
+
+    @property
+    def _first_cut(self) -> int:
+        """Before it nothing is packed."""
+        return 0
 
     def _plan(self, begin: int, end: int) -> list[Segment]:
         segments = []

@@ -138,12 +138,20 @@ class Pair:
     def _guard(self, distances: list[Tensor], begin: int) -> None:
         rule = self.layout.rule
         seen = self._visible(begin, distances[0])
-        means = [float(x[seen & ~x.isnan()].mean()) for x in distances]
+        known = [x[seen & ~x.isnan()] for x in distances]
+        means = [float(x.mean()) for x in known]
         self.distance = (means[0], means[1])
         if rule.guard == "force" or all(mean <= rule.max_distance for mean in means):
             return self._settle(True)
         if rule.guard == "skip":
             return self._settle(False)
+        counts = [x.numel() for x in known]
+        if min(counts) < LEAST_TOKENS:
+            raise RuntimeError(
+                f"MiniCache: layers {self.layers[0]} and {self.layers[1]} cannot be compared: of {int(seen.sum())} "
+                f"keys and as many values, those of {counts[0]} and {counts[1]} are finite in both layers. "
+                "guard='skip' keeps such a pair apart, guard='force' merges it"
+            )
         raise RuntimeError(
             f"MiniCache: layers {self.layers[0]} and {self.layers[1]} are not alike: between their keys lie "
             f"{means[0]:.3f}, between their values {means[1]:.3f} (mean angle over pi; 0.5 is orthogonal), and "

@@ -59,6 +59,20 @@ class PairLayout(QuantizedLayout):
         """Mean angle over pi between the (keys, values) of the pairs that were measured, by pair."""
         return {pair.layers: pair.distance for pair in self.pairs if pair.distance is not None}
 
+    @property
+    def _first_cut(self) -> int:
+        """See :attr:`Layout._first_cut`: where the guard has tokens to measure, not padding alone."""
+        if all(pair.merged is not None for pair in self.pairs):
+            return 0
+        return -(-(min(self.host_starts, default=0) + LEAST_TOKENS) // self.page) * self.page
+
+    def see_starts(self, starts: Tensor | None) -> None:
+        """See :meth:`Layout.see_starts`. What turns out to be padding alone is not packed yet."""
+        super().see_starts(starts)
+        if self.packed < self.absorbed < self._first_cut:
+            self._absorbed, self.after = self.packed, []
+            self.drop_pages()
+
     def notes(self) -> list[str]:
         """What became of every pair that was measured, in words."""
         return [pair.describe() for pair in self.pairs if pair.distance is not None]
