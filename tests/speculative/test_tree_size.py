@@ -203,6 +203,25 @@ def test_dynamic_size_edges(device):
         dynamic_size(certain, sizes[:0], flat[:0])
 
 
+@pytest.mark.parametrize("most", [64, 63, 32, 16, 2])
+def test_a_limit_inside_a_run_of_equal_times_ends_it(most):
+    flat = LatencyTable((1, 2, 4, 8, 16, 32, 64), (256,), ((1.0,) * 7,))
+    assert flat.edges(most=most) == (1, most)
+    assert flat.curve(most=most)[0].tolist() == [1, most]
+    found = choose_size(flat, [P] * 8, most=most)
+    assert found.nodes == most
+    assert found.tree == best_first_tree(P, most, found.depth)
+
+
+def test_a_limit_takes_no_size_that_is_not_worth_having():
+    assert SHEET.edges(most=3) == (1, 3)  # as fast as 1
+    assert SHEET.edges(most=7) == (1, 4)
+    assert SHEET.edges(most=8) == (1, 4, 8)
+    assert SHEET.edges(most=100) == SHEET.edges()
+    assert SHEET.edges(most=1) == (1,)
+    assert SHEET.curve(most=0)[0].tolist() == [1]
+
+
 def test_curve_offers_captured_sizes_only():
     sizes, seconds = SHEET.curve(extra=1.0, most=10)
     assert sizes.tolist() == [1, 4, 8]

@@ -94,11 +94,22 @@ class LatencyTable:
         found = np.interp(wanted, self.sizes, self.row(context))
         return float(found) if found.ndim == 0 else found
 
-    def edges(self, context: int = 0) -> tuple[int, ...]:
-        """Sizes worth having: 1, and of every run of equal times the largest."""
-        row = self.row(context)
+    def edges(self, context: int = 0, most: int | None = None) -> tuple[int, ...]:
+        """Sizes worth having: 1, and of every run of equal times the largest.
+
+        Args:
+            context: as in :meth:`row`.
+            most: the largest size wanted, which ends a run that goes on beyond it; None: all that were measured.
+        """
+        row, sizes = self.row(context), self.sizes
         last = [i for i in range(len(row)) if i + 1 == len(row) or row[i + 1] > row[i]]
-        return tuple(sorted({1, *(self.sizes[i] for i in last)}))
+        found = {1, *(sizes[i] for i in last)}
+        if most is not None:
+            found = {n for n in found if n <= most}
+            above = int(np.searchsorted(sizes, most))
+            if 0 < above < len(sizes) and (sizes[above] == most or row[above - 1] == row[above]):
+                found.add(most)
+        return tuple(sorted(found))
 
     def curve(
         self,
@@ -119,7 +130,7 @@ class LatencyTable:
         Returns:
             ``sizes [S]`` int64 and ``seconds [S]`` float64.
         """
-        offered = [n for n in self.edges(context) if most is None or n <= most] or [1]
+        offered = list(self.edges(context, most)) or [1]
         seconds = torch.tensor(self.at(offered, context) + extra, dtype=torch.float64, device=device)
         return torch.tensor(offered, device=device), seconds
 

@@ -81,7 +81,7 @@ def choose_size(
     for name, value, least in limits:
         if value is not None and not value >= least:
             raise ValueError(f"choose_size: {name} must be at least {least}, got {value}")
-    offered = [n for n in table.edges(context) if most is None or n <= most]
+    offered = table.edges(context, most)
     if not offered:
         raise ValueError(f"choose_size: most must be at least 1, got {most}")
     plain = fixed + table.at(1, context)
