@@ -239,7 +239,7 @@ def distance(model, law, method, streams=2500, calls=3, **settings):
     seen = torch.cat([counts[often], counts[~often].sum()[None]])
     wanted = torch.cat([expected[often], expected[~often].sum()[None]])
     seen, wanted = seen[wanted > 0], wanted[wanted > 0]
-    return float(((seen - wanted) ** 2 / wanted).sum()) / chi2.ppf(0.999, len(seen) - 1)
+    return float(((seen - wanted) ** 2 / wanted).sum()) / chi2.ppf(0.999, max(len(seen) - 1, 1))
 
 
 MODES = ["target_only", "rrs", "rrs_wo", "greedy_plus_one", "kseq", "chain_block"]
@@ -253,15 +253,35 @@ def test_texts_follow_the_models_law(verify, small):
     assert distance(small, law_of(small), method) < 1
 
 
+@pytest.mark.parametrize("support", [1, 2, 3])
 @pytest.mark.parametrize("verify", ["rrs_wo", "greedy_plus_one"])
-def test_texts_follow_a_cut_law(verify, small):
+def test_texts_follow_a_cut_law(verify, support, small):
     """Fewer tokens are left than a node has children."""
 
     def method(seed):
         return Speculate("early_exit", exit_layer=2, verify=verify, tree=[-1, 0, 0, 0, 0, 1, 1, 1], seed=seed)
 
-    law = law_of(small, 0.8, 3)
-    assert distance(small, law, method, temperature=0.8, top_k=3, calls=2) < 1
+    law = law_of(small, 0.8, support)
+    assert distance(small, law, method, temperature=0.8, top_k=support, calls=2) < 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.7, "top_k": 50, "top_p": 0.9},
+        {"temperature": 1e-4},
+        {"top_k": 2, "top_p": 0.5, "min_p": 0.3},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("verify", ["rrs", "rrs_wo", "greedy_plus_one", "kseq", "chain_block"])
+def test_laws_of_few_tokens_go_through(verify, settings, prompts):
+    """A peaked law leaves some nodes fewer tokens than children, and others none to draw."""
+    peaked = build("llama")
+    with torch.no_grad():
+        peaked.lm_head.weight.mul_(20)
+    with tokops.patch(peaked, Speculate("early_exit", verify=verify, seed=0)):
+        assert peaked.generate(**prompts, **SAMPLED, **settings).shape[1] == 21 + NEW
 
 
 def test_a_drafter_that_lies_about_its_law_is_found_out(small, monkeypatch):

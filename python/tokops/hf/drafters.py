@@ -23,6 +23,8 @@ USUAL_ACCEPTANCE = ((0.6, 0.15, 0.07, 0.04, 0.02, 0.01),) * 8
 _USUAL_COST = {"cpu": (1.6, 1.25, 0.035), "cuda": (1.0, 1.0, 0.004)}
 #: Modes whose children are drawn independently; others draw without replacement.
 _INDEPENDENT = ("rrs", "kseq", "chain_block")
+#: Weights below it are none to a draw, which counts them in units of it.
+_LEAST = 2.0**-40
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
@@ -269,7 +271,7 @@ class ModelDrafter(Drafter):
                     rows[:, children] = len(laws) - 1
                     found = self._draw(session, laws[-1], level, node, children, shape)
                 else:
-                    found = at[node].topk(len(children)).indices.int()
+                    found = _likeliest(at[node], len(children))
                 tokens[:, children] = found.clamp_min(0)
                 parents[:, children] = torch.where(found < 0, -1, parents[:, children])
         # A sequence's tree ends where its own text must, so that no other sequence changes its tokens.
@@ -299,8 +301,11 @@ class ModelDrafter(Drafter):
         mode, count = self._method.mode, len(children)
         numbers = {"seed": session.seed, "stream": session.streams, "position": session.positions + level}
         if mode == "greedy_plus_one":
-            top = p.topk(count - 1).indices.int()
-            rest = p.scatter(1, top.long(), 0.0)
+            top = _likeliest(p, count - 1)
+            there = top.long().clamp_min(0)
+            rest = p.scatter(1, there, 0.0) if count > 1 else p
+            # Without anything left to draw the last of these is the sure one, so that none may be impossible.
+            top = torch.where(p.gather(1, there) < _LEAST, -1, top)
             return torch.cat([top, draw(rest, 1, **numbers)], 1)
         if mode == "kseq" and level:  # the slot is the ordinal of the draft
             ordinal = _ordinal(shape, node)
@@ -344,6 +349,12 @@ class ModelDrafter(Drafter):
         self._cache.batch_select_indices(torch.tensor(rows))
         if self._starts is not None:
             self._starts = self._starts[rows]
+
+
+def _likeliest(scores: Tensor, count: int) -> Tensor:
+    """Tokens ``[B, count]`` int32 with the highest scores, the best first; -1 where the vocabulary has no more."""
+    found = scores.topk(min(count, scores.shape[-1])).indices.int()
+    return torch.nn.functional.pad(found, (0, count - found.shape[1]), value=-1)
 
 
 def _ordinal(shape: Shape, node: int) -> int:
