@@ -179,6 +179,102 @@ def test_criteria_and_cancelling(model):
                 batch.cancel(number)
 
 
+class Breaking(LogitsProcessor):
+    """Does something to the scores of a text of some length."""
+
+    def __init__(self, length, change):
+        self.length, self.change = length, change
+
+    def __call__(self, input_ids, scores):
+        return self.change(scores.clone()) if input_ids.shape[1] == self.length else scores
+
+
+def refuse(scores):
+    raise KeyError("no such word")
+
+
+NOTHING = r"InflightGenerator: no token of request 1 has a finite logit"
+
+
+@pytest.mark.parametrize("after", [0, 3])
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        (lambda scores: scores.fill_(float("nan")), RuntimeError, NOTHING),
+        (lambda scores: scores.fill_(-torch.inf), RuntimeError, NOTHING),
+        (refuse, KeyError, "no such word"),
+    ],
+)
+def test_a_request_that_fails_ends_and_the_others_go_on(model, change, kind, words, after):
+    todo = [{**request, "new": 7, "end": None, "sampling": None} for request in requests(3, 11)]
+    expected = [alone(model, **request) for request in todo]
+    streamed: dict[int, list] = {}
+    with tokops.patch(model, page_size=4):
+        batch = InflightGenerator(model, 2)
+        for i, request in enumerate(todo):
+            broken = [Breaking(len(request["ids"]) + after, change)] if i == 1 else ()
+            batch.submit(request["ids"], max_new_tokens=7, eos_token_id=(), processors=broken)
+        while not batch.idle:
+            for request, token, last in batch.step():
+                streamed.setdefault(request, []).append((token, last))
+        with pytest.raises(KeyError):
+            batch.cancel(1)
+    expected[1] = expected[1][:after]
+    assert [batch.result(i) for i in range(3)] == expected
+    assert streamed[1] == [*((token, False) for token in expected[1]), (-1, True)]
+    for i in (0, 2):
+        assert [token for token, _ in streamed[i]] == expected[i]
+        assert [last for _, last in streamed[i]] == [False] * 6 + [True]
+    assert list(batch.errors) == [1]
+    with pytest.raises(kind, match=words):
+        raise batch.errors[1]
+
+
+def test_criteria_that_raise_end_their_request_behind_its_token(model):
+    def broken(input_ids, scores, **kwargs):
+        raise ValueError("too long")
+
+    with tokops.patch(model):
+        batch = InflightGenerator(model, 2)
+        for criteria in ([broken], ()):
+            batch.submit([5, 6, 7], max_new_tokens=4, eos_token_id=(), criteria=criteria)
+        results = batch.run()
+    assert results[0] == results[1][:1]
+    assert len(results[1]) == 4
+    assert str(batch.errors[0]) == "too long"
+
+
+def test_single_nan_logits_are_never_drawn(model):
+    def spoil(module, args, out):
+        out.logits[..., ::2] = float("nan")
+
+    hook = model.register_forward_hook(spoil)
+    try:
+        with tokops.patch(model):
+            batch = InflightGenerator(model, 2)
+            for sampling in (None, Sampling()):
+                batch.submit([5, 6, 7], max_new_tokens=9, eos_token_id=(), sampling=sampling)
+            results = batch.run()
+    finally:
+        hook.remove()
+    assert not batch.errors
+    assert all(len(tokens) == 9 and all(token % 2 for token in tokens) for tokens in results.values())
+
+
+def test_a_prompt_that_cannot_be_read_loses_no_token(model):
+    with tokops.patch(model):
+        batch = InflightGenerator(model, 4)
+        for ids in ([5, 6, 7], [5, 97], [6, 7]):
+            batch.submit(ids, max_new_tokens=3, eos_token_id=())
+        with pytest.raises(IndexError):
+            batch.step()
+        batch.cancel(1)
+        emitted = [one for _ in range(3) for one in batch.step()]
+    for request in (0, 2):
+        assert [one.token for one in emitted if one.request == request] == batch.result(request)
+        assert len(batch.result(request)) == 3
+
+
 def test_it_selects_as_alone():
     model = build("llama", num_hidden_layers=6)
     todo = [{**request, "end": None, "sampling": None} for request in requests(8, 9)]

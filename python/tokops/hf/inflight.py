@@ -21,7 +21,7 @@ class Emitted(NamedTuple):
 
     Attributes:
         request: the number that :meth:`InflightGenerator.submit` gave it.
-        token: its id.
+        token: its id; -1 where there is none, because the request has failed: see :attr:`InflightGenerator.errors`.
         last: whether the request has ended with it.
     """
 
@@ -64,6 +64,9 @@ class InflightGenerator:
 
     Everything that belongs to a request (sampling, processors, criteria, random stream) is kept by request and
     follows it wherever its row goes. Padding is never needed.
+
+    What is wrong with one request does not concern the others: where its processors or criteria raise, or no token has
+    a finite logit (NaN counts as -inf), it ends with the tokens it has, and :attr:`errors` has the reason.
 
     Args:
         model: a transformers model under :func:`tokops.patch`, with full-precision pages and any selecting method.
@@ -132,6 +135,9 @@ class InflightGenerator:
         ] = []  # in the order of the cache's sequences, which is that of their slots
         self._waiting: deque[_Request] = deque()
         self._finished: dict[int, list[int]] = {}
+        #: Why requests have failed, by number.
+        self.errors: dict[int, Exception] = {}
+        self._emitted: list[Emitted] = []  # in this step; a step that raises leaves them to the next one
         self._count = 0
 
     def submit(
@@ -194,11 +200,17 @@ class InflightGenerator:
         return not self._waiting and not self._batch
 
     def result(self, request: int) -> list[int] | None:
-        """The tokens of a request that has ended, without its prompt; None while it has not."""
+        """The tokens of a request that has ended, without its prompt; None while it has not.
+
+        Those of one that has failed are what it had by then.
+        """
         return self._finished.get(request)
 
     def run(self) -> dict[int, list[int]]:
-        """Step until everything that was submitted has ended; returns all results so far."""
+        """Step until everything that was submitted has ended; returns all results so far.
+
+        Look into :attr:`errors` for those that have failed.
+        """
         while not self.idle:
             self.step()
         return dict(self._finished)
@@ -226,31 +238,32 @@ class InflightGenerator:
         Returns:
             The new tokens: first those of requests that were admitted, each of which has two then unless it ended.
         """
-        emitted = self._admit()
+        try:
+            self._admit()
+        finally:
+            self._arrange()
         if self._batch:
-            emitted += self._draw(self._batch, self._forward())
+            self._draw(self._batch, self._forward())
             self._leave([request for request in self._batch if request.number in self._finished])
+        emitted, self._emitted = self._emitted, []
         return emitted
 
-    def _admit(self) -> list[Emitted]:
-        emitted: list[Emitted] = []
+    def _admit(self) -> None:
         admitted = 0
         while self._waiting and not self.slots.full and admitted != self.admit_per_step:
-            request = self._waiting.popleft()
+            request = self._waiting[0]
+            cache, logits = self._prefill(request.ids)  # where this raises, the request waits on
+            self._waiting.popleft()
             admitted += 1
-            cache, logits = self._prefill(request.ids)
-            emitted += self._draw([request], logits)
-            if emitted[-1].last:
+            self._draw([request], logits)
+            if request.number in self._finished:
                 continue
-            self.slots.admit(request.number)
-            self._batch.append(request)
             if self._cache is None:
                 self._cache = cache
             else:
                 self._cache.join(cache)
-        if admitted:
-            self._arrange()
-        return emitted
+            self.slots.admit(request.number)
+            self._batch.append(request)
 
     def _prefill(self, ids: Tensor) -> tuple[PagedCache, Tensor]:
         """A request's own cache and the logits ``[1, V]`` of its prompt's last token."""
@@ -278,37 +291,56 @@ class InflightGenerator:
         self.rows += len(lengths)
         return out.logits[:, -1].float()
 
-    def _draw(self, requests: list[_Request], logits: Tensor) -> list[Emitted]:
-        """A token for each; those that end with it are finished."""
+    def _draw(self, requests: list[_Request], logits: Tensor) -> None:
+        """A token for each; those that end with it, or cannot have one, are finished."""
         device = logits.device
-        scores = [
-            request.processors(request.text, row[None])[0] if request.processors else row
-            for request, row in zip(requests, logits, strict=True)
-        ]
+        drawing, scores = [], []
+        for request, row in zip(requests, logits, strict=True):
+            try:
+                scores.append(request.processors(request.text, row[None])[0] if request.processors else row)
+                drawing.append(request)
+            except Exception as error:
+                self._fail(request, error)
+        if not drawing:
+            return
         fields = ("temperature", "top_k", "top_p", "min_p")
         settings = {
-            name: torch.tensor(
-                [float(getattr(request.sampling, name)) for request in requests], device=device
-            )
+            name: torch.tensor([float(getattr(request.sampling, name)) for request in drawing], device=device)
             for name in fields
         }
         tokens = sample(
             torch.stack(scores),
             seed=self.seed,
-            stream=torch.tensor([request.stream for request in requests], device=device),
-            position=torch.tensor([request.position for request in requests], device=device),
+            stream=torch.tensor([request.stream for request in drawing], device=device),
+            position=torch.tensor([request.position for request in drawing], device=device),
             **settings,
         ).tolist()
-        emitted = []
-        for request, token, row in zip(requests, tokens, scores, strict=True):
-            request.tokens.append(token)
-            last = len(request.tokens) == request.limit or token in request.ends
-            if not last and request.criteria:
-                last = bool(request.criteria(request.text, row[None]).all())
-            if last:
-                self._finished[request.number] = request.tokens
-            emitted.append(Emitted(request.number, token, last))
-        return emitted
+        for request, token, row in zip(drawing, tokens, scores, strict=True):
+            if token < 0:
+                words = f"InflightGenerator: no token of request {request.number} has a finite logit"
+                self._fail(request, RuntimeError(words))
+            else:
+                self._take(request, token, row)
+
+    def _take(self, request: _Request, token: int, scores: Tensor) -> None:
+        """Give a request its token, and finish it if that is its last."""
+        request.tokens.append(token)
+        last = len(request.tokens) == request.limit or token in request.ends
+        if not last and request.criteria:
+            try:
+                last = bool(request.criteria(request.text, scores[None]).all())
+            except Exception as error:
+                self._emitted.append(Emitted(request.number, token, False))
+                self._fail(request, error)
+                return
+        if last:
+            self._finished[request.number] = request.tokens
+        self._emitted.append(Emitted(request.number, token, last))
+
+    def _fail(self, request: _Request, error: Exception) -> None:
+        self._finished[request.number] = request.tokens
+        self.errors[request.number] = error
+        self._emitted.append(Emitted(request.number, -1, True))
 
     def _leave(self, requests: list[_Request]) -> None:
         if not requests:
