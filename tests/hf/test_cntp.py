@@ -8,7 +8,12 @@ import operator
 import pytest
 import torch
 from tiny_models import build, byte_tokenizer
-from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor, StoppingCriteria
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+)
 from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
 import tokops
@@ -451,6 +456,55 @@ def test_the_tokenizer_given_to_generate_says_what_punctuation_is():
         generate(model, CNTP(**options), ids)
 
 
+class Spoiling(LogitsProcessor):
+    """Overwrites the logits of texts that are long enough."""
+
+    def __init__(self, value, length):
+        self.value, self.length = value, length
+
+    def __call__(self, input_ids, scores):
+        return scores if input_ids.shape[1] < self.length else torch.full_like(scores, self.value)
+
+
+@pytest.mark.parametrize("score_on", ["processed", "raw"])
+def test_nan_logits_are_those_of_tokens_that_cannot_be_drawn(model, texts, score_on):
+    method = CNTP(**{**MIXED, "score_on": score_on})
+    outs = []
+    for value in (float("nan"), -torch.inf):
+
+        def spoil(module, args, out, value=value):
+            out.logits[..., ::3] = value
+
+        hook = model.register_forward_hook(spoil)
+        try:
+            outs.append(generate(model, method, batch_of(texts)))
+        finally:
+            hook.remove()
+    got, expected = outs
+    assert torch.equal(got.sequences, expected.sequences)
+    assert got.branches == expected.branches
+    assert got.branches
+
+
+@pytest.mark.parametrize("value", [float("nan"), -torch.inf])
+@pytest.mark.parametrize("changes", [{}, {"n_max": 1}, {"h_min": math.inf}])
+def test_a_text_that_nothing_may_follow_is_named(model, texts, value, changes):
+    batch = batch_of(texts[:2])
+    nothing = Spoiling(value, batch["input_ids"].shape[1] + 4)
+    with pytest.raises(RuntimeError, match=r"CNTP: no token of request [01] has a finite logit"):
+        generate(model, CNTP(**{**MIXED, **changes}), batch, logits_processor=[nothing])
+
+
+def test_entropies_of_odd_rows():
+    nan, inf = float("nan"), torch.inf
+    rows = torch.tensor([[0.0, 0.0, nan], [0.0, inf, nan], [nan, nan, -inf], [-inf, -inf, -inf]])
+    entropy = entropy_of(rows)
+    assert entropy[:2].tolist() == pytest.approx([math.log(2), 0.0], abs=1e-6)
+    assert entropy[2:].isnan().all()
+    for method in (CNTP(n_min=2), CNTP(n_min=2, fixed=True), CNTP(n_min=2, h_min=math.inf)):
+        assert method.trials(entropy)[2:].tolist() == [2, 2]
+
+
 def test_what_it_refuses(model, texts):
     for name, value in {
         "num_beams": 2,
@@ -476,6 +530,10 @@ def test_what_it_refuses(model, texts):
         ({"h_min": 2.0}, "h_max must be above h_min, 2.0, got 1.5"),
         ({"n_min": 0}, "1 <= n_min <= n_max"),
         ({"n_min": 11}, "1 <= n_min <= n_max"),
+        ({"n_min": 1.5}, "n_min must be an integer, got 1.5"),
+        ({"n_max": 4.0}, "n_max must be an integer, got 4.0"),
+        ({"max_trial_len": 9.5}, "max_trial_len must be an integer, got 9.5"),
+        ({"stop_tokens": (5, 5.5)}, r"stop_tokens must be integers, got \(5, 5.5\)"),
         ({"max_trial_len": 0}, "max_trial_len must be at least 1"),
         ({"punct": "all"}, "punct must be suffix or first_id"),
         ({"score_on": "none"}, "score_on must be processed or raw"),

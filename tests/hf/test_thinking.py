@@ -365,6 +365,21 @@ def test_patched_and_stock_models_write_the_same(models, tokenizer):
     assert got.spans == expected.spans
 
 
+@pytest.mark.parametrize("value", [float("nan"), -math.inf])
+def test_a_text_that_nothing_may_follow_is_named(tokenizer, value):
+    class Broken(Scripted):
+        def forward(self, **inputs):
+            out = super().forward(**inputs)
+            if len(self.context) == PROMPT.shape[1] + 4:
+                out.logits.fill_(value)
+            return out
+
+    small, large = (Broken(tokenizer, lambda at: "a") for _ in range(2))
+    policy = SpeculativeThinking(**LETTERS, small=GREEDY, large=GREEDY)
+    with pytest.raises(RuntimeError, match="generate_guided: no token at position 11 has a finite logit"):
+        generate_guided(small, large, tokenizer, PROMPT, policy, max_new_tokens=20)
+
+
 def test_bad_input_is_named(models, tokenizer):
     def refused(match, ids=PROMPT, pair=models, **options):
         with pytest.raises(ValueError, match=match):

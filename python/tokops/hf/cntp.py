@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from ..methods.cntp import CNTP, entropy_of, trial_stream
+from ..methods.cntp import CNTP, entropy_of, trial_stream, without_nan
 from ..sampling import sample
 from .decoding import Feed
 from .families import CACHE, given_cache
@@ -196,11 +196,15 @@ class _Loop:
 
     def _draw(self, group: list[_Row], logits: Tensor) -> None:
         """One token for rows of one length, or the first tokens of trials where a row branches."""
-        raw = logits[torch.tensor([row.source for row in group], device=logits.device)]
+        raw = without_nan(logits[torch.tensor([row.source for row in group], device=logits.device)])
         places = [(row.source, -1) for row in group]
         processors = processors_of(self.processors, [row.request for row in group], places)
-        scores = processors(self.texts.of(group), raw).float()
-        trials = self.method.trials(entropy_of(scores)).tolist()
+        scores = without_nan(processors(self.texts.of(group), raw))
+        entropy = entropy_of(scores)
+        for row, nothing in zip(group, entropy.isnan().tolist(), strict=True):
+            if nothing:
+                raise RuntimeError(f"CNTP: no token of request {row.request} has a finite logit")
+        trials = self.method.trials(entropy).tolist()
         rows: list[_Row] = []
         index = []
         for at, (row, count) in enumerate(zip(group, trials, strict=True)):

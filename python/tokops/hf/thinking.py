@@ -130,6 +130,8 @@ class Writer:
         while len(written) < limit:
             logits = self._forward(written[-1:] or list(text[self.cached :]))
             token = int(self._sample(logits, self.cached))
+            if token < 0:
+                raise RuntimeError(f"generate_guided: no token at position {self.cached} has a finite logit")
             written.append(token)
             if token in self.ends:
                 break
@@ -338,6 +340,7 @@ def generate_guided(
     Raises:
         ValueError: a batch, an empty prompt, tokenizers that differ, a token that one of the models has no row for,
             or a hook that returns something else.
+        RuntimeError: a model gives no token a finite logit. NaN counts as -inf.
     """
     policy = SpeculativeThinking() if policy is None else policy
     if input_ids.dim() != 2 or input_ids.shape[0] != 1 or not input_ids.shape[1]:

@@ -1,5 +1,6 @@
 """CNTP: where the model hesitates, several continuations are tried and the most confident one is kept."""
 
+import operator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -52,7 +53,8 @@ class CNTP(Method):
             spread over ``max_trial_len`` tokens, is above the best finished mean. Tokens do not change.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number out of range, or a fraction where a whole number is meant.
+        RuntimeError: while it decodes: no token of a request has a finite logit. NaN counts as -inf.
     """
 
     slots: ClassVar[tuple[str, ...]] = ("draft", "verify")
@@ -70,7 +72,13 @@ class CNTP(Method):
     abort: bool = False
 
     def __post_init__(self):
+        whole = ("n_min", "n_max", "max_trial_len")
         for ok, message in (
+            *((_whole(getattr(self, x)), f"{x} must be an integer, got {getattr(self, x)!r}") for x in whole),
+            (
+                self.stop_tokens is None or all(map(_whole, self.stop_tokens)),
+                f"stop_tokens must be integers, got {self.stop_tokens!r}",
+            ),
             (self.h_min >= 0, f"h_min must be at least 0, got {self.h_min}"),
             (
                 self.h_min < self.h_max or self.h_min == float("inf"),
@@ -96,18 +104,35 @@ class CNTP(Method):
         return "cntp"
 
     def trials(self, entropy: Tensor) -> Tensor:
-        """Numbers of trials, int64, for entropies in nats, of any shape."""
+        """Numbers of trials, int64, for entropies in nats, of any shape; NaN counts as 0."""
         if self.h_min == float("inf"):
             return torch.full_like(entropy, self.n_min, dtype=torch.int64)
         if self.fixed:
             return torch.where(entropy > self.h_min, self.n_max, self.n_min)
-        share = ((entropy.double() - self.h_min) / (self.h_max - self.h_min)).clamp(0.0, 1.0)
+        share = ((entropy.double().nan_to_num(0.0) - self.h_min) / (self.h_max - self.h_min)).clamp(0.0, 1.0)
         return (self.n_min + (self.n_max - self.n_min) * share).floor().long()
 
 
+def _whole(x: object) -> bool:
+    try:
+        operator.index(x)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
+
+
+def without_nan(logits: Tensor) -> Tensor:
+    """Float32 logits as :func:`tokops.sampling.sample` reads them: NaN as -inf, inf as the largest number."""
+    x = logits.float()
+    return torch.where(x.isnan(), float("-inf"), x).clamp_max(torch.finfo(torch.float32).max)
+
+
 def entropy_of(logits: Tensor) -> Tensor:
-    """Entropy in nats of the laws of logits ``[..., V]``; float32 ``[...]``."""
-    q = torch.softmax(logits.float(), -1)
+    """Entropy in nats of the laws of logits ``[..., V]``; float32 ``[...]``.
+
+    NaN counts as -inf; the entropy of a row without a finite logit is NaN.
+    """
+    q = torch.softmax(without_nan(logits), -1)
     return -(q * (q + _TINY).log()).sum(-1)
 
 
