@@ -1,5 +1,7 @@
 """What tree speculation refuses: features of ``generate``, and proposals that are none."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from odd_drafters import Odd
@@ -7,6 +9,7 @@ from tiny_models import build
 
 import tokops
 from tokops.hf.drafting import Proposal
+from tokops.hf.draftshapes import shape_of_method
 from tokops.methods import Speculate
 from tokops.speculative import Eagle2Tree
 
@@ -72,6 +75,87 @@ def test_dynamic_trees_go_with_children_that_are_not_drawn():
         ValueError, match="Speculate: tree Eagle2Tree goes with verify target_only or greedy, got rrs"
     ):
         Speculate("early_exit", verify="rrs", tree=Eagle2Tree())
+
+
+SIX = [-1, 0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tree": SIX}, r"tree has no meaning for prompt_lookup, got \[-1, 0, 0, 0, 1, 1\]"),
+        ({"acceptance": [[0.1]]}, "acceptance has no meaning for prompt_lookup"),
+        ({"acceptance": torch.tensor([[0.1]])}, "acceptance has no meaning for prompt_lookup"),
+        ({"exit_layer": 7}, "exit_layer has no meaning for prompt_lookup, got 7"),
+        ({"draft": "none", "min_match": 2}, "min_match has no meaning for none, got 2"),
+        ({"draft": "early_exit", "max_match": 8}, "max_match has no meaning for early_exit, got 8"),
+        ({"draft": "a model", "min_match": 3}, "min_match has no meaning for a model that drafts, got 3"),
+        ({"draft": "a model", "exit_layer": 1}, "exit_layer has no meaning for a model that drafts, got 1"),
+        ({"draft": lambda model: Odd(), "tree": SIX}, "tree has no meaning for a drafter of its own"),
+        ({"draft": "early_exit", "tree": SIX, "nodes": 2}, "tree must have at most nodes, 2, got one of 6"),
+        ({"draft": "early_exit", "tree": Eagle2Tree(nodes=9), "nodes": 8}, "at most nodes, 8, got one of 9"),
+        ({"draft": "early_exit", "tree": SIX, "depth": 1}, "at most as deep as depth, 1, got one of 2"),
+        ({"draft": "early_exit", "tree": [-1] + [0] * 256}, "tree must have at most 256 nodes, got 257"),
+        ({"draft": "early_exit", "tree": [-1, 2, 0]}, r"parents\[1\] must be 0\.\.0, got 2"),
+        ({"draft": "early_exit", "tree": SIX, "acceptance": [0.5]}, "no meaning for a tree that is given"),
+        ({"draft": "early_exit", "acceptance": [[0.9, 0.9]]}, "a row of acceptance must sum to at most 1"),
+        (
+            {"draft": "early_exit", "verify": "kseq", "acceptance": [0.5]},
+            "acceptance has no meaning for verify kseq",
+        ),
+        ({"draft": "early_exit", "verify": "kseq", "tree": SIX}, "kseq needs a tree of at most 64 chains"),
+        ({"draft": "early_exit", "verify": "kseq", "tree": [-1] + [0] * 65}, "at most 64 chains"),
+        (
+            {"draft": "early_exit", "verify": "chain_block", "tree": [-1, 0, 0]},
+            "needs a tree that is a chain",
+        ),
+        ({"draft": "early_exit", "exit_layer": 0}, "exit_layer must be at least 1 or None, got 0"),
+        ({"draft": "early_exit", "exit_layer": -1}, "exit_layer must be at least 1 or None, got -1"),
+        ({"verify": "typical", "eps": -1}, r"eps must be 0\.\.1, got -1"),
+        ({"verify": "typical", "delta": float("nan")}, "delta must be at least 0 and finite, got nan"),
+    ],
+    ids=str,
+)
+def test_options_that_change_nothing_or_contradict_are_refused(options, words, model):
+    options = {**options, "draft": model} if options.get("draft") == "a model" else options
+    with pytest.raises(ValueError, match=words):
+        Speculate(**options)
+
+
+def test_options_that_are_what_they_are_without_being_given_are_accepted(model):
+    usual = {field.name: field.default for field in fields(Speculate)}
+    for draft in ("prompt_lookup", "early_exit", "none", model, lambda model: Odd()):
+        Speculate(**{**usual, "draft": draft})
+    assert Speculate("early_exit", tree=iter(SIX), nodes=6, depth=2).tree == tuple(SIX)
+    assert len(Speculate("early_exit", tree=range(-1, 40)).tree) == 41, "nodes was not given"
+
+
+def test_more_layers_than_the_model_has_are_refused_when_patching(model):
+    for layers in (4, 99):
+        with pytest.raises(ValueError, match=f"exit_layer must be below the 4 layers of .*, got {layers}"):
+            tokops.patch(model, Speculate("early_exit", exit_layer=layers))
+    single = build("llama", num_hidden_layers=1)
+    with pytest.raises(ValueError, match="exit_layer must be below the 1 layers"):
+        tokops.patch(single, Speculate("early_exit"))
+    tokops.patch(model, Speculate("early_exit", exit_layer=3)).undo()
+
+
+@pytest.mark.parametrize("nodes", range(1, 8))
+def test_no_tree_is_larger_than_asked_for(nodes):
+    for verify in ("target_only", "rrs", "kseq", "chain_block"):
+        for depth in (None, 1, 2, 6):
+            shape = shape_of_method(Speculate("early_exit", verify=verify, nodes=nodes, depth=depth))
+            assert min(nodes, 2) <= len(shape) <= nodes
+
+
+@pytest.mark.parametrize("verify", ["target_only", "rrs_wo", "greedy_plus_one", "rrs", "kseq"])
+def test_nodes_with_more_children_than_there_are_tokens(verify, prompts):
+    few = build("llama", vocab_size=5)
+    ids = 1 + prompts["input_ids"] % 4
+    expected = few.generate(ids, **GREEDY)
+    with tokops.patch(few, Speculate("early_exit", verify=verify, tree=[-1] + [0] * 9, seed=0)):
+        assert torch.equal(few.generate(ids, **GREEDY), expected)
+        assert few.generate(ids, do_sample=True, max_new_tokens=9).shape[1] == ids.shape[1] + 9
 
 
 class Wrong(Odd):

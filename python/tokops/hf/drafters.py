@@ -345,6 +345,8 @@ def make_drafter(method: Any, session: Session) -> Drafter:
     if method.draft == "none" or method.nodes == 1:
         return NoDrafter()
     if method.draft == "early_exit":
-        layers = method.exit_layer or max(1, session.model.config.num_hidden_layers // 3)
+        layers = method.exit_layer
+        if layers is None:
+            layers = max(1, session.model.config.num_hidden_layers // 3)
         return ModelDrafter(shallow(session.model, layers), method, session)
     return ModelDrafter(method.draft, method, session)

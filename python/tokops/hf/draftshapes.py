@@ -62,8 +62,10 @@ def shape_of_method(method: Any) -> Shape:
     if method.mode == "chain_block":
         return Shape(range(-1, min(method.depth or 4, method.nodes - 1)))
     if method.mode == "kseq":
-        length = method.depth or 4
-        count = max(1, min((method.nodes - 1) // length, 64))
+        length = min(method.depth or 4, method.nodes - 1)
+        if not length:
+            return Shape([-1])
+        count = min((method.nodes - 1) // length, 64)
         return Shape([-1, *[0] * count, *range(1, count * (length - 1) + 1)])
-    table = method.acceptance or USUAL_ACCEPTANCE
+    table = USUAL_ACCEPTANCE if method.acceptance is None else method.acceptance
     return Shape(best_first_tree(table, method.nodes, method.depth or 4).parents)

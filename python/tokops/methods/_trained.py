@@ -3,13 +3,10 @@
 import importlib
 import os
 import pathlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .speculate import Speculate
-
-#: Fields of :class:`Speculate` that say how its own drafters draft.
-_FOREIGN = ("min_match", "max_match", "exit_layer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +34,13 @@ class TrainedDraft(Speculate):
         super().__post_init__()
         if self.mode not in self.modes:
             raise ValueError(f"{name}: verify must be one of {', '.join(self.modes)}, got {self.verify!r}")
-        usual = {field.name: field.default for field in fields(self)}
-        for option in _FOREIGN:
-            if getattr(self, option) != usual[option]:
-                raise ValueError(
-                    f"{name}: {option} has no meaning for a trained drafter, got {getattr(self, option)}"
-                )
+
+    @property
+    def _unread(self) -> dict[str, tuple[str, ...]]:
+        return {"a trained drafter": ("min_match", "max_match", "exit_layer")}
+
+    def _check_shape(self, refuse) -> None:
+        """The drafter reads its trees, in its own way."""
 
     def drafter(self, model: Any) -> Any:
         return importlib.import_module(f"tokops.hf.{self.module}").make_drafter(self, model)

@@ -138,6 +138,7 @@ class LANTERN(Speculate):
                 f"LANTERN: {shape.name or 'the model'} has a vocabulary of {shape.vocab}, which {len(self.table)} "
                 f"codes from token {self.token_offset} on leave"
             )
+        super().resolve(shape)
         return self
 
     @property

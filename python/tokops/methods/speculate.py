@@ -4,12 +4,31 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from ..speculative import DRAFT_MODES, DYNAMIC_VERIFY, VERIFY_MODES, Eagle2Tree, LatencyTable
-from .base import Method
+from ..speculative import (
+    DRAFT_MODES,
+    DYNAMIC_VERIFY,
+    VERIFY_MODES,
+    Eagle2Tree,
+    LatencyTable,
+    tree_from_parents,
+)
+from ..speculative.trees import acceptance_rows
+from .base import Method, ModelShape
 
 __all__ = ["Speculate"]
 
 _DRAFTS = ("prompt_lookup", "early_exit", "none")
+_MATCHES = ("min_match", "max_match")
+_SHAPES = ("tree", "acceptance")
+#: Options that drafts do not read.
+_UNREAD = {
+    "prompt_lookup": (*_SHAPES, "exit_layer"),
+    "early_exit": _MATCHES,
+    "none": (*_SHAPES, *_MATCHES, "exit_layer"),
+    "a model that drafts": (*_MATCHES, "exit_layer"),
+    "a drafter of its own": (*_SHAPES, *_MATCHES, "exit_layer"),
+}
+_MOST_ROWS, _MOST_DRAFTS = 256, 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +64,8 @@ class Speculate(Method):
             what that command has saved for this machine and model, else a usual curve.
 
     Raises:
-        ValueError: a number out of range, or options that contradict each other.
+        ValueError: a number out of range, options that contradict each other or that the draft does not read; when
+            patching, more layers to exit after than the model has.
     """
 
     slots: ClassVar[tuple[str, ...]] = ("draft", "verify")
@@ -103,6 +123,72 @@ class Speculate(Method):
             not 1 <= self.min_match <= self.max_match <= 64,
             f"min_match and max_match must be 1..64, got {self.min_match} and {self.max_match}",
         )
+        refuse(
+            self.exit_layer is not None and self.exit_layer < 1,
+            f"exit_layer must be at least 1 or None, got {self.exit_layer}",
+        )
+        refuse(not 0 <= self.eps <= 1, f"eps must be 0..1, got {self.eps}")
+        refuse(not 0 <= self.delta < float("inf"), f"delta must be at least 0 and finite, got {self.delta}")
+        for what, options in self._unread.items():
+            for option in options:
+                given = getattr(self, option)
+                refuse(not _same(given, _USUAL[option]), f"{option} has no meaning for {what}, got {given}")
+        self._check_shape(refuse)
+
+    @property
+    def _unread(self) -> dict[str, tuple[str, ...]]:
+        """Options that change nothing, by what they have no meaning for."""
+        draft = self.draft
+        if not isinstance(draft, str):
+            draft = "a drafter of its own" if _is_factory(draft) else "a model that drafts"
+        chains = self.mode in ("kseq", "chain_block")
+        return {
+            draft: _UNREAD[draft],
+            f"verify {self.mode}": ("acceptance",) if chains else (),
+            "a tree that is given": ("acceptance",) if self.tree is not None else (),
+        }
+
+    def _check_shape(self, refuse) -> None:
+        """What a model drafts is a tree within the bounds, and one that the verification takes."""
+        if self.acceptance is not None:
+            acceptance_rows(type(self).__name__, self.acceptance)
+        if self.tree is None:
+            return
+        if isinstance(self.tree, Eagle2Tree):
+            size, depth = self.tree.nodes, None
+        else:
+            object.__setattr__(self, "tree", tuple(int(parent) for parent in self.tree))
+            tree = tree_from_parents(self.tree)
+            size, depth = len(tree), tree.depth
+            below = [self.tree.count(node) for node in range(size)]
+            refuse(size > _MOST_ROWS, f"tree must have at most {_MOST_ROWS} nodes, got {size}")
+            refuse(
+                self.mode == "chain_block" and max(below) > 1,
+                f"verify chain_block needs a tree that is a chain, got {list(self.tree)}",
+            )
+            refuse(
+                self.mode == "kseq" and (below[0] > _MOST_DRAFTS or max(below[1:], default=0) > 1),
+                f"verify kseq needs a tree of at most {_MOST_DRAFTS} chains under the root, got {list(self.tree)}",
+            )
+        refuse(
+            self.nodes != _USUAL["nodes"] and size > self.nodes,
+            f"tree must have at most nodes, {self.nodes}, got one of {size}",
+        )
+        refuse(
+            self.depth is not None and depth is not None and depth > self.depth,
+            f"tree must be at most as deep as depth, {self.depth}, got one of {depth}",
+        )
+
+    def resolve(self, shape: ModelShape) -> "Speculate":
+        if self.draft != "early_exit" or (self.exit_layer is None and self.nodes == 1):
+            return self
+        layers = max(1, shape.layers // 3) if self.exit_layer is None else self.exit_layer
+        if layers >= shape.layers:
+            raise ValueError(
+                f"{type(self).__name__}: exit_layer must be below the {shape.layers} layers of "
+                f"{shape.name or 'the model'}, got {layers}"
+            )
+        return self
 
     @property
     def mode(self) -> str:
@@ -141,6 +227,10 @@ class Speculate(Method):
     def describe(self) -> str:
         draft = self.draft if isinstance(self.draft, str) else type(self.draft).__name__
         return f"{type(self).__name__}(draft={draft}, verify={self.mode}, nodes={self.nodes})"
+
+
+#: What every option is where nobody says.
+_USUAL = {field.name: field.default for field in fields(Speculate)}
 
 
 def _same(a: Any, b: Any) -> bool:
