@@ -53,6 +53,24 @@ def test_sampling_under_greedy_verification_is_refused(model, prompts):
         model.generate(prompts["input_ids"], do_sample=True)
 
 
+def test_an_empty_batch_is_refused(model):
+    for method in (Speculate(), Speculate("none"), Speculate("early_exit")):
+        with (
+            tokops.patch(model, method),
+            pytest.raises(ValueError, match=r"input_ids must hold a sequence at least, got \[0, 5\]"),
+        ):
+            model.generate(torch.zeros(0, 5, dtype=torch.long), **GREEDY)
+
+
+@pytest.mark.parametrize("streams", [[1], [1, 2, 3], [-1, 0], [0, 2**32], [0.5, 1.0], 4])
+def test_streams_that_are_none_are_refused(streams, model, prompts):
+    with (
+        tokops.patch(model, Speculate()),
+        pytest.raises(ValueError, match=r"Speculate: streams must be 2 integers in 0\.\.2\^32 - 1, got"),
+    ):
+        model.generate(**prompts, do_sample=True, streams=streams)
+
+
 def test_embeddings_are_refused(model, prompts):
     embedded = model.get_input_embeddings()(prompts["input_ids"])
     with tokops.patch(model, Speculate()), pytest.raises(NotImplementedError, match="inputs_embeds"):

@@ -95,6 +95,27 @@ def test_a_sequence_draws_its_own_numbers_whoever_is_beside_it(model, prompts):
                 assert len(set(map(tuple, out[:, 21:].tolist()))) == len(rows), "streams are of their own"
 
 
+def test_streams_name_the_numbers_of_a_sequence_wherever_it_is(model, prompts):
+    ids, mask = prompts["input_ids"], prompts["attention_mask"]
+    rows, streams = torch.tensor([0, 1, 1, 0, 0]), torch.tensor([7, 2**32 - 1, 0, 3, 4])
+
+    def generate(method, order):
+        given = {"attention_mask": mask[rows[order]], "streams": streams[order].tolist()}
+        with tokops.patch(model, method):
+            return model.generate(ids[rows[order]], **given, **SAMPLED)
+
+    for method in (
+        Speculate("none", seed=3),
+        Speculate("prompt_lookup", match_plain=True, seed=3),
+        Speculate("early_exit", match_plain=True, nodes=7, seed=3),
+        Speculate("early_exit", verify="rrs_wo", nodes=7, depth=2, seed=3),
+    ):
+        whole = generate(method, torch.arange(5))
+        assert len(set(map(tuple, whole.tolist()))) == 5
+        for order in ([3, 1, 4, 0, 2], [2], [4, 0]):
+            assert torch.equal(generate(method, torch.tensor(order)), whole[order])
+
+
 def test_the_seed_comes_from_torch_unless_it_is_given(model, prompts):
     ids = prompts["input_ids"][1:]
 

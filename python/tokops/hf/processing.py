@@ -1,4 +1,4 @@
-"""Logits processors for other rows than those of the batch they were made for."""
+"""Logits processors for other rows than those of the batch they were made for, and what of them is a law's setting."""
 
 import copy
 from collections.abc import Sequence
@@ -6,6 +6,14 @@ from collections.abc import Sequence
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PrefixConstrainedLogitsProcessor
 
+from ..sampling import Sampling
+
+_WARPERS = {
+    "TemperatureLogitsWarper": "temperature",
+    "TopKLogitsWarper": "top_k",
+    "TopPLogitsWarper": "top_p",
+    "MinPLogitsWarper": "min_p",
+}
 #: Tensors ``[B, ...]`` that transformers' processors keep of the batch: where prompts begin, and the prompts.
 _OF_ROWS = ("prompt_ignore_length", "encoder_input_ids")
 
@@ -62,3 +70,23 @@ def _of(processor, rows, places):
     for name, value in kept.items():
         setattr(twin, name, value[torch.tensor(rows, device=value.device)])
     return twin
+
+
+def split_processors(
+    processors: LogitsProcessorList, do_sample: bool
+) -> tuple[LogitsProcessorList, Sampling]:
+    """What must see a node's path, and the law's settings, which verification applies to the rows it reads.
+
+    Temperature, top-k, top-p and min-p are taken out where they come last and in that order; else everything stays a
+    processor. transformers keeps all tokens that tie at a top-k cut, ours the first of them.
+    """
+    if not do_sample:
+        return processors, Sampling(temperature=0.0)
+    names = [_WARPERS.get(type(p).__name__, "") for p in processors]
+    first = next((i for i, name in enumerate(names) if name), len(names))
+    tail, order = names[first:], list(_WARPERS.values())
+    plain = "" not in tail and tail == sorted(set(tail), key=lambda name: order.index(name))
+    if not plain or any(getattr(p, "min_tokens_to_keep", 1) > 1 for p in processors[first:]):
+        return processors, Sampling()
+    values = {name: getattr(p, name) for name, p in zip(tail, processors[first:], strict=True)}
+    return LogitsProcessorList(processors[:first]), Sampling(**values)

@@ -7,53 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    LogitsProcessorList,
     SynthIDTextWatermarkLogitsProcessor,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from ..sampling import Sampling, sample
+from ..sampling import sample
 from ..speculative import DRAFT_MODES, LOSSLESS_MODES, tree_build, tree_verify
 from .decoding import Feed
 from .drafters import make_drafter
 from .drafting import Drafter, Proposal, Session, Verdict, check_proposal
 from .families import CACHE, given_cache
-from .processing import processors_of
+from .processing import processors_of, split_processors
 from .stopping import StopRule
 
-_WARPERS = {
-    "TemperatureLogitsWarper": "temperature",
-    "TopKLogitsWarper": "top_k",
-    "TopPLogitsWarper": "top_p",
-    "MinPLogitsWarper": "min_p",
-}
 #: What they remember of one call they expect to find one token later in the next, which nodes of a tree are not.
 _STATEFUL = (UnbatchedClassifierFreeGuidanceLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
 
 #: Options of a verification that one mode alone takes.
 _MODE_OF = {"match_plain": "target_only", "rho": "kseq", "neighbours": "lantern"}
-
-
-def split_processors(
-    processors: LogitsProcessorList, do_sample: bool
-) -> tuple[LogitsProcessorList, Sampling]:
-    """What must see a node's path, and the law's settings, which verification applies to the rows it reads.
-
-    Temperature, top-k, top-p and min-p are taken out where they come last and in that order; else everything stays a
-    processor. transformers keeps all tokens that tie at a top-k cut, ours the first of them.
-    """
-    if not do_sample:
-        return processors, Sampling(temperature=0.0)
-    names = [_WARPERS.get(type(p).__name__, "") for p in processors]
-    first = next((i for i, name in enumerate(names) if name), len(names))
-    tail, order = names[first:], list(_WARPERS.values())
-    plain = "" not in tail and tail == sorted(set(tail), key=lambda name: order.index(name))
-    if not plain or any(getattr(p, "min_tokens_to_keep", 1) > 1 for p in processors[first:]):
-        return processors, Sampling()
-    values = {name: getattr(p, name) for name, p in zip(tail, processors[first:], strict=True)}
-    return LogitsProcessorList(processors[:first]), Sampling(**values)
 
 
 class Rows:
@@ -79,7 +52,9 @@ class Rows:
 class Loop:
     """One generation; see :class:`tokops.methods.Speculate`."""
 
-    def __init__(self, model, input_ids, processors, criteria, config, run, method, streamer, kwargs):
+    def __init__(
+        self, model, input_ids, processors, criteria, config, run, method, streamer, streams, kwargs
+    ):
         self.model, self.method, self.run = model, method, run
         self.stop, self.streamer, self.config = StopRule(criteria), streamer, config
         self.processors, self.sampling = split_processors(processors, config.do_sample)
@@ -112,7 +87,7 @@ class Loop:
             active=[True] * len(prompts),
             sampling=self.sampling,
             seed=seed,
-            streams=torch.arange(len(prompts), device=self.device),
+            streams=_streams(method, streams, len(prompts)).to(self.device),
             room=[self._left(len(input_ids[0]))] * len(prompts),
             device=self.device,
             stride=256 if self.mode == "chain_block" else 1,
@@ -327,6 +302,17 @@ def _options(options: dict[str, Any], mode: str) -> dict[str, Any]:
     return {name: value for name, value in options.items() if _MODE_OF.get(name, mode) == mode}
 
 
+def _streams(method, streams: Any, batch: int) -> Tensor:
+    """``[B]`` int64 random streams of the sequences; None: their places in the batch."""
+    numbers = list(range(batch)) if streams is None else torch.as_tensor(streams).tolist()
+    whole = isinstance(numbers, list) and all(isinstance(x, int) and 0 <= x < 2**32 for x in numbers)
+    if not whole or len(numbers) != batch:
+        raise ValueError(
+            f"{type(method).__name__}: streams must be {batch} integers in 0..2^32 - 1, got {numbers}"
+        )
+    return torch.tensor(numbers, dtype=torch.int64)
+
+
 def _starts(mask: Tensor | None, length: int) -> Tensor | None:
     """First visible position of every sequence; None where there is no padding."""
     if mask is None or bool(mask[:, :length].all()):
@@ -340,6 +326,8 @@ def _refuse(method, input_ids, processors, config, streamer, kwargs) -> None:
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise NotImplementedError(f"{name} decodes greedily or samples and does not support {mode.value}")
+    if not len(input_ids):
+        raise ValueError(f"{name}: input_ids must hold a sequence at least, got {list(input_ids.shape)}")
     if kwargs.get("inputs_embeds") is not None or not input_ids.shape[1]:
         raise NotImplementedError(f"{name} drafts tokens from tokens and does not support inputs_embeds")
     if config.do_sample and method.mode == "greedy":
@@ -366,12 +354,14 @@ def generate_loop(
     method,
     streamer=None,
     tokenizer=None,
+    streams=None,
     **model_kwargs,
 ):
     """Tree speculation over a batch; see :class:`tokops.methods.Speculate`."""
     _refuse(method, input_ids, logits_processor, generation_config, streamer, model_kwargs)
     loop = Loop(
-        model, input_ids, logits_processor, stopping_criteria, generation_config, run, method, streamer, model_kwargs
+        model, input_ids, logits_processor, stopping_criteria, generation_config, run, method, streamer, streams,
+        model_kwargs,
     )  # fmt: skip
     try:
         loop.prefill()

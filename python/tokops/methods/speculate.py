@@ -39,7 +39,9 @@ class Speculate(Method):
     it (:func:`tokops.speculative.tree_verify`) and keeps the accepted path. Logits processors are applied to every
     node with the node's own path, stopping criteria see one sequence at a time, token by token. Greedy decoding gives
     the tokens of plain greedy decoding, sampling under a lossless ``verify`` follows the model's law, and with
-    ``match_plain`` gives the very tokens of plain sampling at the same seed. Beams are refused.
+    ``match_plain`` gives the very tokens of plain sampling at the same seed. Beams are refused. ``generate`` takes one
+    more argument, ``streams``: ``[B]`` 32-bit numbers that name the sequences' random numbers, beside the seed and the
+    position; None: their places in the batch.
 
     Args:
         draft: ``"prompt_lookup"``: what followed earlier occurrences of the last tokens, in the prompt and in what
