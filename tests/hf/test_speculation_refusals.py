@@ -11,7 +11,7 @@ import tokops
 from tokops.hf.drafting import Proposal
 from tokops.hf.draftshapes import shape_of_method
 from tokops.methods import Speculate
-from tokops.speculative import Eagle2Tree
+from tokops.speculative import Eagle2Tree, LatencyTable
 
 GREEDY = {"do_sample": False, "max_new_tokens": 20}
 
@@ -96,6 +96,7 @@ def test_dynamic_trees_go_with_children_that_are_not_drawn():
 
 
 SIX = [-1, 0, 0, 0, 1, 1]
+TABLE = LatencyTable((1, 2), (256,), ((1.0, 1.5),))
 
 
 @pytest.mark.parametrize(
@@ -109,6 +110,11 @@ SIX = [-1, 0, 0, 0, 1, 1]
         ({"draft": "early_exit", "max_match": 8}, "max_match has no meaning for early_exit, got 8"),
         ({"draft": "a model", "min_match": 3}, "min_match has no meaning for a model that drafts, got 3"),
         ({"draft": "a model", "exit_layer": 1}, "exit_layer has no meaning for a model that drafts, got 1"),
+        (
+            {"draft": "early_exit", "latency": TABLE},
+            "latency has no meaning for early_exit, got LatencyTable",
+        ),
+        ({"draft": "a model", "latency": TABLE}, "latency has no meaning for a model that drafts"),
         ({"draft": lambda model: Odd(), "tree": SIX}, "tree has no meaning for a drafter of its own"),
         ({"draft": "early_exit", "tree": SIX, "nodes": 2}, "tree must have at most nodes, 2, got one of 6"),
         ({"draft": "early_exit", "tree": Eagle2Tree(nodes=9), "nodes": 8}, "at most nodes, 8, got one of 9"),

@@ -23,10 +23,10 @@ _SHAPES = ("tree", "acceptance")
 #: Options that drafts do not read.
 _UNREAD = {
     "prompt_lookup": (*_SHAPES, "exit_layer"),
-    "early_exit": _MATCHES,
-    "none": (*_SHAPES, *_MATCHES, "exit_layer"),
-    "a model that drafts": (*_MATCHES, "exit_layer"),
-    "a drafter of its own": (*_SHAPES, *_MATCHES, "exit_layer"),
+    "early_exit": (*_MATCHES, "latency"),
+    "none": (*_SHAPES, *_MATCHES, "exit_layer", "latency"),
+    "a model that drafts": (*_MATCHES, "exit_layer", "latency"),
+    "a drafter of its own": (*_SHAPES, *_MATCHES, "exit_layer", "latency"),
 }
 _MOST_ROWS, _MOST_DRAFTS = 256, 64
 
@@ -62,8 +62,9 @@ class Speculate(Method):
         match_plain: with ``target_only``: the tokens of plain sampling at the same seed.
         seed: of the random numbers; None: one from torch's generator, so that ``torch.manual_seed`` decides.
         eps, delta: of ``typical``.
-        latency: measured with ``tokops tune-tree``: trees are cut where more nodes cost more than they give. None:
-            what that command has saved for this machine and model, else a usual curve.
+        latency: for prompt lookup, measured with ``tokops tune-tree``: trees are cut where more nodes cost more than
+            they give. None: what that command has saved for this machine and model, else a usual curve. Static trees
+            have the size that ``nodes`` and ``tree`` say; an ``Eagle2Tree`` takes a table of its own.
 
     Raises:
         ValueError: a number out of range, options that contradict each other or that the draft does not read; when
