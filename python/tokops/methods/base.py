@@ -1,5 +1,6 @@
 """What a method is, and the narrow interface through which it fills the ``select`` slot."""
 
+import operator
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -141,11 +142,20 @@ class Method:
         return repr(self)
 
 
+def is_whole(x: object) -> bool:
+    """Whether x is an integer, numpy's among them; truth values are none."""
+    try:
+        operator.index(x)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return not isinstance(x, bool)
+
+
 def refuse_fractions(method: Method, *names: str) -> None:
     """Raise ValueError unless these fields are whole numbers, or None where that is the default."""
     for option in fields(method):
         value = getattr(method, option.name)
         if option.name not in names or (value is None and option.default is None):
             continue
-        if isinstance(value, bool) or not isinstance(value, int):
+        if not is_whole(value):
             raise ValueError(f"{type(method).__name__}: {option.name} must be a whole number, got {value!r}")

@@ -1,13 +1,12 @@
 """CNTP: where the model hesitates, several continuations are tried and the most confident one is kept."""
 
-import operator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .base import Method
+from .base import Method, is_whole
 
 __all__ = ["CNTP"]
 
@@ -74,9 +73,12 @@ class CNTP(Method):
     def __post_init__(self):
         whole = ("n_min", "n_max", "max_trial_len")
         for ok, message in (
-            *((_whole(getattr(self, x)), f"{x} must be an integer, got {getattr(self, x)!r}") for x in whole),
+            *(
+                (is_whole(getattr(self, x)), f"{x} must be an integer, got {getattr(self, x)!r}")
+                for x in whole
+            ),
             (
-                self.stop_tokens is None or all(map(_whole, self.stop_tokens)),
+                self.stop_tokens is None or all(map(is_whole, self.stop_tokens)),
                 f"stop_tokens must be integers, got {self.stop_tokens!r}",
             ),
             (self.h_min >= 0, f"h_min must be at least 0, got {self.h_min}"),
@@ -111,14 +113,6 @@ class CNTP(Method):
             return torch.where(entropy > self.h_min, self.n_max, self.n_min)
         share = ((entropy.double().nan_to_num(0.0) - self.h_min) / (self.h_max - self.h_min)).clamp(0.0, 1.0)
         return (self.n_min + (self.n_max - self.n_min) * share).floor().long()
-
-
-def _whole(x: object) -> bool:
-    try:
-        operator.index(x)  # type: ignore[arg-type]
-    except TypeError:
-        return False
-    return True
 
 
 def without_nan(logits: Tensor) -> Tensor:
