@@ -10,11 +10,13 @@ from tiny_models import build
 from transformers import LogitsProcessor, LogitsProcessorList
 
 import tokops
+from tokops.hf.drafters import NoDrafter
 from tokops.hf.falcon import FalconModule
 from tokops.hf.families import CACHE
 from tokops.hf.heads import Heads, HeadsConfig
 from tokops.hf.ppd import save_prompt_embeddings
 from tokops.methods import PPD, ConceptHeads, Falcon, TidalDecode
+from tokops.speculative import LatencyTable
 
 TABLE = ((0.5, 0.2, 0.1), (0.4, 0.2, 0.1), (0.3, 0.1, 0.05))
 
@@ -54,6 +56,16 @@ def test_greedy_tokens_of_a_padded_batch(model, name):
         assert run.report().tokens_per_call >= 1
     assert found[:, -NEW:].tolist() == [text[-NEW:] for text in plain()]
     assert alone[0].tolist() == plain()[1]
+
+
+@pytest.mark.parametrize("name", ["ppd", "linear heads", "falcon"])
+def test_a_latency_table_is_read_at_the_prompts_length(model, name):
+    """Rows that cost nothing behind 16 tokens and as much as a forward each behind more."""
+    sizes = (1, 2, 4, 8, 16, 32)
+    table = LatencyTable(sizes, (16, 256), ((1.0,) * len(sizes), tuple(map(float, sizes))))
+    method = dataclasses.replace(drafts(model)[name], latency=table)
+    assert not isinstance(method.drafter(model, 16), NoDrafter)
+    assert isinstance(method.drafter(model, 17), NoDrafter)
 
 
 @pytest.mark.parametrize("name", NAMES)

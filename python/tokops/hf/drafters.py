@@ -337,7 +337,7 @@ def shallow(model: Any, layers: int) -> Any:
 
 def make_drafter(method: Any, session: Session) -> Drafter:
     """The drafter that a method asks for."""
-    own = method.drafter(session.model)
+    own = method.drafter(session.model, max(map(len, session.tokens)))
     if own is not None:
         return own
     if method.draft == "prompt_lookup":

@@ -360,8 +360,8 @@ def _of_groups(state: State, batch: int, groups: Tensor) -> State:
     return h, c
 
 
-def make_drafter(method: Any, model: Any) -> Drafter:
-    """The drafter of :class:`tokops.methods.Falcon` for a model."""
+def make_drafter(method: Any, model: Any, context: int = 0) -> Drafter:
+    """The drafter of :class:`tokops.methods.Falcon` for a model and prompts of so many tokens."""
     module, acceptance = trained_draft(method, model, FalconModule, load_falcon)
     if method.tree is not None:
         return FalconDrafter(model, module, method.tree)
@@ -373,5 +373,5 @@ def make_drafter(method: Any, model: Any) -> Drafter:
         groups=method.groups,
         latency=method.latency,
     )
-    tree = policy.tables().tree
+    tree = policy.tables(context).tree
     return NoDrafter() if len(tree) == 1 else FalconDrafter(model, module, tree)

@@ -345,14 +345,14 @@ def _refuse_gaps(tree: Tree) -> None:
             )
 
 
-def make_drafter(method: Any, model: Any) -> Drafter:
-    """The drafter of :class:`tokops.methods.ConceptHeads` for a model."""
+def make_drafter(method: Any, model: Any, context: int = 0) -> Drafter:
+    """The drafter of :class:`tokops.methods.ConceptHeads` for a model and prompts of so many tokens."""
     heads, acceptance = trained_draft(method, model, Heads, load_heads)
     tree = method.tree
     if tree is None:
         depth = min(method.depth or heads.config.heads, len(acceptance))
         policy = StaticTree(acceptance=acceptance, nodes=method.nodes, depth=depth, latency=method.latency)
-        tree = policy.tree()
+        tree = policy.tree(context)
         if len(tree) == 1:
             return NoDrafter()
     return HeadsDrafter(model, heads, tree, sample=method.mode == "rrs_wo")

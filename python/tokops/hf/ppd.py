@@ -130,8 +130,8 @@ class PPDDrafter(Drafter):
         self._guesses = [self._guesses[row] for row in rows]
 
 
-def make_drafter(method: Any, model: Any) -> Drafter:
-    """The drafter of :class:`tokops.methods.PPD` for a model."""
+def make_drafter(method: Any, model: Any, context: int = 0) -> Drafter:
+    """The drafter of :class:`tokops.methods.PPD` for a model and prompts of so many tokens."""
     embeddings, acceptance = trained_draft(method, model, Tensor, load_prompt_embeddings)
     most = len(embeddings)
     if method.nodes < most + 2:
@@ -141,5 +141,5 @@ def make_drafter(method: Any, model: Any) -> Drafter:
     policy = PPDTree(
         acceptance=acceptance, budget=method.nodes - 1 - most, minimum=method.minimum, latency=method.latency
     )
-    plan = policy.plan()
+    plan = policy.plan(context)
     return NoDrafter() if plan is None else PPDDrafter(model, embeddings, plan)

@@ -13,7 +13,7 @@ from .speculate import Speculate
 class TrainedDraft(Speculate):
     """Base of methods whose ``draft`` is a trained drafter: a folder, or what was loaded from one."""
 
-    #: The module of :mod:`tokops.hf` whose ``make_drafter(method, model)`` makes drafters.
+    #: The module of :mod:`tokops.hf` whose ``make_drafter(method, model, context)`` makes drafters.
     module: ClassVar[str] = ""
     #: What the command that trains it calls it.
     kind: ClassVar[str] = ""
@@ -42,8 +42,8 @@ class TrainedDraft(Speculate):
     def _check_shape(self, refuse) -> None:
         """The drafter reads its trees, in its own way."""
 
-    def drafter(self, model: Any) -> Any:
-        return importlib.import_module(f"tokops.hf.{self.module}").make_drafter(self, model)
+    def drafter(self, model: Any, context: int = 0) -> Any:
+        return importlib.import_module(f"tokops.hf.{self.module}").make_drafter(self, model, context)
 
     def describe(self) -> str:
         source = self.draft if isinstance(self.draft, pathlib.Path) else type(self.draft).__name__

@@ -213,8 +213,8 @@ class Speculate(Method):
         plain = self.match_plain or self.draft == "none"
         return {"eps": self.eps, "delta": self.delta, "match_plain": plain}
 
-    def drafter(self, model: Any) -> Any:
-        """A drafter of this method's own for a model; None: ``draft`` says it."""
+    def drafter(self, model: Any, context: int = 0) -> Any:
+        """A drafter of this method's own for a model and prompts of so many tokens; None: ``draft`` says it."""
         made: Callable[[Any], Any] | None = self.draft if _is_factory(self.draft) else None
         return made(model) if made is not None else None
 
