@@ -395,12 +395,16 @@ constexpr int columns_beside(int rows) {
 template <int R, class T>
 inline void weighted_rows(const float* p, int ps, const T* const* v, int n, int d,
                           const float* keep, float* out, int os, Ahead& ahead) {
-  constexpr int C = columns_beside<T>(R);
+  constexpr int kWide = columns_beside<T>(R);
   int c = 0;
-  for (; c + C * Vec::width <= d; c += C * Vec::width)
-    weighted<R, C, false>(p, ps, v, n, c, 0, keep, out, os, ahead);
-  for (; c + Vec::width <= d; c += Vec::width)
-    weighted<R, 1, false>(p, ps, v, n, c, 0, keep, out, os, ahead);
+  const auto columns = [&](auto count) {
+    constexpr int C = decltype(count)::value;
+    for (; c + C * Vec::width <= d; c += C * Vec::width)
+      weighted<R, C, false>(p, ps, v, n, c, 0, keep, out, os, ahead);
+  };
+  columns(Int<kWide>{});
+  if constexpr (kWide == 8) columns(Int<4>{});
+  columns(Int<1>{});
   if (c < d) weighted<R, 1, true>(p, ps, v, n, c, d - c, keep, out, os, ahead);
 }
 

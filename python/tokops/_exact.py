@@ -99,10 +99,15 @@ def log_positive(x: Tensor) -> Tensor:
     return fma(e, 0.693359375, f + y)
 
 
+def sane_logits(logits: Tensor) -> Tensor:
+    """Float32 logits as laws read them: NaN as -inf, inf as the largest number."""
+    row = torch.where(logits.isnan(), float("-inf"), logits.float())
+    return row.clamp_max(torch.finfo(torch.float32).max)
+
+
 def weigh(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
     """Weights ``[V]`` float32 of one row of logits; the largest is 1, and all are 0 where the row is empty."""
-    row = torch.where(logits.isnan(), float("-inf"), logits.float())
-    row = row.clamp_max(torch.finfo(torch.float32).max)
+    row = sane_logits(logits)
     top = row.max()
     if top == float("-inf"):
         return torch.zeros_like(row)

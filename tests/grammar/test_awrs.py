@@ -639,7 +639,7 @@ def test_what_is_refused():
     model = markov(TABLE)
     with pytest.raises(ValueError, match="AWRS needs do_sample=True"):
         generate(model, AWRS(), [[START]], do_sample=False)
-    with pytest.raises(ValueError, match="AWRS: streams must be 1 numbers"):
+    with pytest.raises(ValueError, match="AWRS: streams must be 1 integers"):
         generate(model, AWRS(), [[START]], streams=[1, 2])
     with pytest.raises(NotImplementedError, match="AWRS has a decoding loop of its own"):
         generate(model, AWRS(), [[START]], num_beams=2)

@@ -517,7 +517,7 @@ def test_what_it_refuses(model, texts):
     with pytest.raises(ValueError, match="do_sample=True"):
         generate(model, CNTP(**MIXED), texts[0], do_sample=False)
     for streams in ([1, 2], [-1], [2**31]):
-        with pytest.raises(ValueError, match="streams must be 1 numbers"):
+        with pytest.raises(ValueError, match="streams must be 1 integers"):
             generate(model, CNTP(**MIXED), texts[0], streams=streams)
     with pytest.raises(ValueError, match="CNTP and TidalDecode clash: both have a decoding loop"):
         tokops.patch(

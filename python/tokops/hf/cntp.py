@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from ..methods.cntp import CNTP, entropy_of, trial_stream, without_nan
+from .._exact import sane_logits
+from ..methods.cntp import CNTP, entropy_of, trial_stream
 from ..sampling import sample
-from .decoding import Feed
+from .decoding import Feed, random_streams
 from .families import CACHE, given_cache
 from .processing import processors_of
 from .punctuation import punctuation_ids
@@ -196,10 +197,10 @@ class _Loop:
 
     def _draw(self, group: list[_Row], logits: Tensor) -> None:
         """One token for rows of one length, or the first tokens of trials where a row branches."""
-        raw = without_nan(logits[torch.tensor([row.source for row in group], device=logits.device)])
+        raw = sane_logits(logits[torch.tensor([row.source for row in group], device=logits.device)])
         places = [(row.source, -1) for row in group]
         processors = processors_of(self.processors, [row.request for row in group], places)
-        scores = without_nan(processors(self.texts.of(group), raw))
+        scores = sane_logits(processors(self.texts.of(group), raw))
         entropy = entropy_of(scores)
         for row, nothing in zip(group, entropy.isnan().tolist(), strict=True):
             if nothing:
@@ -303,9 +304,7 @@ def _stop_tokens(method: CNTP, tokenizer) -> frozenset[int]:
 
 def _requests(streams, ids: Tensor, mask: Tensor | None) -> list[_Request]:
     batch = len(ids)
-    numbers = list(range(batch)) if streams is None else torch.as_tensor(streams).tolist()
-    if len(numbers) != batch or not all(0 <= number < 2**31 for number in numbers):
-        raise ValueError(f"CNTP: streams must be {batch} numbers in 0..2^31 - 1, got {numbers}")
+    numbers = random_streams("CNTP", streams, batch)
     padding = [0] * batch if mask is None else mask.int().argmax(-1).tolist()
     return [_Request(number, pad) for number, pad in zip(numbers, padding, strict=True)]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from ..grammar.constraint import Constraint, constraint_of
-from .decoding import Feed
+from .decoding import Feed, random_streams
 from .families import given_cache
 from .processing import RowProcessor, processors_of
 
@@ -162,9 +162,7 @@ def begin(name: str, batch: int, mask: Tensor | None, streams, constraint, const
         ValueError: numbers out of range, another number of constraints, or one that no text satisfies.
         TypeError: one that is none; a grammar too, because what ASAp learns belongs to the constraint's object.
     """
-    numbers = list(range(batch)) if streams is None else torch.as_tensor(streams).tolist()
-    if len(numbers) != batch or not all(0 <= number < 2**31 for number in numbers):
-        raise ValueError(f"{name}: streams must be {batch} numbers in 0..2^31 - 1, got {numbers}")
+    numbers = random_streams(name, streams, batch)
     each = [constraint] * batch if constraints is None else list(constraints)
     if len(each) != batch:
         raise ValueError(f"{name}: constraints must be {batch}, one per request, got {len(each)}")

@@ -1,9 +1,28 @@
-"""The decoding loop of cache correction, run through ``generate(custom_generate=...)``."""
+"""What decoding loops share, and that of cache correction, run through ``generate(custom_generate=...)``."""
 
 import torch
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from .families import CACHE, given_cache
+
+
+def random_streams(name: str, streams, batch: int, bits: int = 31) -> list[int]:
+    """Numbers of the sequences' random streams as ``generate(streams=)`` gives them; None: their places in the batch.
+
+    Args:
+        name: of the method, for messages.
+        streams: a sequence of integers, a tensor, or None.
+        batch: number of sequences.
+        bits: of a number at most.
+
+    Raises:
+        ValueError: another number of them, no integers, or out of range.
+    """
+    numbers = list(range(batch)) if streams is None else torch.as_tensor(streams).tolist()
+    whole = isinstance(numbers, list) and all(isinstance(x, int) and 0 <= x < 2**bits for x in numbers)
+    if not whole or len(numbers) != batch:
+        raise ValueError(f"{name}: streams must be {batch} integers in 0..2^{bits} - 1, got {numbers}")
+    return numbers
 
 
 class Feed:

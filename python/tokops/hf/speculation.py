@@ -15,7 +15,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from ..sampling import sample
 from ..speculative import DRAFT_MODES, LOSSLESS_MODES, tree_build, tree_verify
-from .decoding import Feed
+from .decoding import Feed, random_streams
 from .drafters import make_drafter
 from .drafting import Drafter, Proposal, Session, Verdict, check_proposal
 from .families import CACHE, given_cache
@@ -81,13 +81,14 @@ class Loop:
             row[max(start - self._feed.offset, 0) :]
             for row, start in zip(input_ids.tolist(), first, strict=True)
         ]
+        numbers = random_streams(type(method).__name__, streams, len(prompts), bits=32)
         self.session = Session(
             model=model,
             tokens=prompts,
             active=[True] * len(prompts),
             sampling=self.sampling,
             seed=seed,
-            streams=_streams(method, streams, len(prompts)).to(self.device),
+            streams=torch.tensor(numbers, dtype=torch.int64, device=self.device),
             room=[self._left(len(input_ids[0]))] * len(prompts),
             device=self.device,
             stride=256 if self.mode == "chain_block" else 1,
@@ -300,17 +301,6 @@ def _by_depth(tokens: list[int], parents: list[int]) -> Iterator[tuple[list[int]
 def _options(options: dict[str, Any], mode: str) -> dict[str, Any]:
     """Those of a method's numbers that the mode takes."""
     return {name: value for name, value in options.items() if _MODE_OF.get(name, mode) == mode}
-
-
-def _streams(method, streams: Any, batch: int) -> Tensor:
-    """``[B]`` int64 random streams of the sequences; None: their places in the batch."""
-    numbers = list(range(batch)) if streams is None else torch.as_tensor(streams).tolist()
-    whole = isinstance(numbers, list) and all(isinstance(x, int) and 0 <= x < 2**32 for x in numbers)
-    if not whole or len(numbers) != batch:
-        raise ValueError(
-            f"{type(method).__name__}: streams must be {batch} integers in 0..2^32 - 1, got {numbers}"
-        )
-    return torch.tensor(numbers, dtype=torch.int64)
 
 
 def _starts(mask: Tensor | None, length: int) -> Tensor | None:

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .._exact import sane_logits
 from .base import Method, is_whole
 
 __all__ = ["CNTP"]
@@ -115,18 +116,12 @@ class CNTP(Method):
         return (self.n_min + (self.n_max - self.n_min) * share).floor().long()
 
 
-def without_nan(logits: Tensor) -> Tensor:
-    """Float32 logits as :func:`tokops.sampling.sample` reads them: NaN as -inf, inf as the largest number."""
-    x = logits.float()
-    return torch.where(x.isnan(), float("-inf"), x).clamp_max(torch.finfo(torch.float32).max)
-
-
 def entropy_of(logits: Tensor) -> Tensor:
     """Entropy in nats of the laws of logits ``[..., V]``; float32 ``[...]``.
 
     NaN counts as -inf; the entropy of a row without a finite logit is NaN.
     """
-    q = torch.softmax(without_nan(logits), -1)
+    q = torch.softmax(sane_logits(logits), -1)
     return -(q * (q + _TINY).log()).sum(-1)
 
 

@@ -55,7 +55,7 @@ def _log_time(word):
 
 def _race(row, m, words, excluded):
     """ids, logp and logz of one row of logits whose forbidden entries are -inf."""
-    row = torch.where(row.isnan(), float("-inf"), row.float()).clamp_max(torch.finfo(torch.float32).max)
+    row = _exact.sane_logits(row)
     ids, logp = torch.full((m,), -1, dtype=torch.int32), torch.full((m,), float("-inf"))
     top = row.max()
     if top == float("-inf"):

@@ -8,10 +8,7 @@ from torch import Tensor
 
 from .. import _exact
 from .._exact import ONE, Use, f32, fixed
-
-#: Steps of the search for kseq's division factor, and what float32 laws are off by.
-_BINS = 256
-_ROUNDING = 2.0**-22
+from .division import beta_of, division_factor, none_of
 
 
 @dataclass(frozen=True)
@@ -82,8 +79,7 @@ class Walk:
 
     def _largest(self, node: int) -> int:
         self.rows_read += 1
-        row = self.r.target[node].float()
-        row = torch.where(row.isnan(), float("-inf"), row).clamp_max(torch.finfo(torch.float32).max)
+        row = _exact.sane_logits(self.r.target[node])
         best = int((row == row.max()).int().argmax())
         words = "the target's row has no finite logit or no probability"
         _refuse(float(row[best]) > float("-inf"), words, node)
@@ -214,14 +210,14 @@ class Walk:
         q, m = self._open(self.cur)
         p = self._open_draft(alive[0][1])
         k = len(alive)
-        rho = self.r.rho[self.cur] if self.r.rho is not None else _division_factor(q, m, p, k)
+        rho = self.r.rho[self.cur] if self.r.rho is not None else division_factor(q, m, p, k)
         for slot, c in alive:
             x = self.r.tokens[c]
             if self._coin(slot) * rho * self._drawn(p, c) * m < float(q[x]):
                 return x
         high = q.double() >= rho * m * p.double()
-        beta = _beta(int(fixed(p)[high].sum()), int(fixed(q)[~high].sum()), rho, m)
-        share = (1 - _none(beta, k)) / beta if beta > 0 else 1.0
+        beta = beta_of(int(fixed(p)[high].sum()), int(fixed(q)[~high].sum()), rho, m)
+        share = (1 - none_of(beta, k)) / beta if beta > 0 else 1.0
         _refuse(
             self.r.rho is None or (rho >= 1 and share <= rho * (1 + 1e-6)),
             "rho must be at least 1 and such that no residual is negative",
@@ -420,37 +416,3 @@ def _as_drawn(p: Tensor) -> Tensor:
 def _refuse(ok: bool, words: str, node: int) -> None:
     if not ok:
         raise FaultyRow(words, node)
-
-
-def _beta(upper: int, lower: int, rho: float, m: float) -> float:
-    """Chance that a draft passes its test: the sum of min(p, q / rho)."""
-    return upper / ONE + lower / ONE / m / rho
-
-
-def _none(beta: float, count: int) -> float:
-    total = 1.0
-    for _ in range(count):
-        total *= 1 - beta
-    return max(total, 0.0)
-
-
-def _division_factor(q: Tensor, m: float, p: Tensor, count: int) -> float:
-    """The smallest division factor of a grid that is valid for ``count`` drafts (SpecTr, arXiv 2310.15141).
-
-    256 steps of [1, count], then 256 steps of the one that holds the root.
-    """
-    if count == 1:
-        return 1.0
-    low, step = 1.0, (count - 1) / _BINS
-    weights_p, weights_q = fixed(p), fixed(q)
-    for round_ in range(2):
-        for j in range(_BINS + 1):
-            rho = low + step * j
-            high = q.double() >= rho * m * p.double()
-            beta = _beta(int(weights_p[high].sum()), int(weights_q[~high].sum()), rho, m)
-            if 1 - _none(beta, count) - rho * beta <= _ROUNDING:
-                break
-        if round_ == 1 or j == 0:
-            return low + step * j
-        low, step = low + step * (j - 1), step / _BINS
-    return low
