@@ -93,6 +93,8 @@ def check_shifted(op, args, kwargs, want):
 
 @pytest.mark.parametrize(("op", "label", "args", "kwargs"), CASES, ids=IDS)
 def test_native_is_the_reference(op, label, args, kwargs, device):
+    if device != "cpu" and label.endswith("(CPU)"):
+        pytest.skip("a format that the CPU alone reads")
     args, kwargs = (tree_map(lambda t: t.to(device), x) for x in (args, kwargs))
     check_reference(op, args, kwargs)
 

@@ -9,13 +9,13 @@ namespace tokops {
 namespace {
 
 constexpr const char* kOp = "packed_decode";
-constexpr int kTensors = 14, kNumbers = 3;  // of every part, as in python/tokops/attention/parts.py
+constexpr int kTensors = 14, kNumbers = 4;  // of every part, as in python/tokops/attention/parts.py
 
 // One part's tensors by name; an operand that is not there is empty.
 struct PartTensors {
   Tensor k, k_scale, k_zero, k_norm, v, v_scale, v_zero, v_norm, table, lens, first, begin,
       positions, where;
-  int64_t k_codec, v_codec, slot_base;
+  int64_t k_codec, v_codec, slot_base, k_tiles;
 };
 
 std::string name_of(size_t part, const char* what) {
@@ -133,11 +133,24 @@ const int32_t* ints_or_null(Tensor& t, const std::string& name, const std::vecto
   return static_cast<const int32_t*>(t.const_data_ptr());
 }
 
+// Keys in tiles of 16 tokens: a kernel of the CPU's reads them, all of them.
+void check_tiles(const Side& k, const Tensor& data, const std::string& name, bool selected) {
+  STD_TORCH_CHECK(kOnHost, kOp, ": ", name, "_tiles: keys in tiles are read by the CPU alone");
+  STD_TORCH_CHECK(k.codec == Codec::int8 || k.codec == Codec::int4 || k.codec == Codec::int2, kOp,
+                  ": ", name, "_tiles needs codes of int8, int4 or int2, got codec ", int(k.codec));
+  STD_TORCH_CHECK(data.size(2) % 16 == 0, kOp, ": ", name,
+                  "_tiles needs a page size that is a multiple of 16, got ", data.size(2));
+  STD_TORCH_CHECK(data.size(2) <= 1 || data.stride(2) == data.size(3), kOp, ": ", name,
+                  "_tiles needs pages whose rows lie one behind the other");
+  STD_TORCH_CHECK(!selected, kOp, ": ", name,
+                  "_tiles: keys in tiles are read densely, not selected");
+}
+
 int64_t heads_of(const PartTensors& x) {
   return x.table.dim() == 3 ? x.table.size(1) : x.k.size(1);
 }
 
-Part part_of(PartTensors& x, size_t i, const Tensor& q, int64_t heads) {
+Part part_of(PartTensors& x, size_t i, const Tensor& q, int64_t heads, bool selected) {
   const int64_t batch = q.size(0);
   check_dtype(x.table, ScalarType::Int, kOp, name_of(i, "block_table").c_str());
   check_device(x.table, q, kOp, name_of(i, "block_table").c_str());
@@ -146,6 +159,10 @@ Part part_of(PartTensors& x, size_t i, const Tensor& q, int64_t heads) {
   const bool per_head = x.table.dim() == 3;
   Part p{};
   p.k = side_of(x.k, x.k_scale, x.k_zero, x.k_norm, x.k_codec, name_of(i, "k"), q, per_head);
+  STD_TORCH_CHECK(x.k_tiles == 0 || x.k_tiles == 1, kOp, ": ", name_of(i, "k"),
+                  "_tiles must be 0 or 1, got ", x.k_tiles);
+  if (x.k_tiles) check_tiles(p.k, x.k, name_of(i, "k"), selected);
+  p.k.tiles = x.k_tiles == 1;
   p.v = side_of(x.v, x.v_scale, x.v_zero, x.v_norm, x.v_codec, name_of(i, "v"), q, per_head);
   for (int d = 0; d < 3; ++d)
     STD_TORCH_CHECK(x.v.size(d) == x.k.size(d), kOp, ": ", name_of(i, "v"),
@@ -233,7 +250,7 @@ std::tuple<Tensor, Tensor, Tensor> packed_decode_op(
     const Tensor* t = tensors.data() + i * kTensors;
     const int64_t* x = numbers.data() + i * kNumbers;
     parts.push_back({t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10], t[11],
-                     t[12], t[13], x[0], x[1], x[2]});
+                     t[12], t[13], x[0], x[1], x[2], x[3]});
     STD_TORCH_CHECK(t[0].dim() == 4, kOp, ": ", name_of(i, "k"), " must have 4 dimensions, got ",
                     t[0].dim());
   }
@@ -248,7 +265,8 @@ std::tuple<Tensor, Tensor, Tensor> packed_decode_op(
   d.base.P = 1, d.base.pages = INT32_MAX;  // lengths are logical: no pool bounds them
   d.base.v = d.base.q;                     // any address: values are read
   d.base.rotate = rotate, d.base.q_int8 = q_int8, d.n_parts = int32_t(n);
-  for (size_t i = 0; i < n; ++i) d.parts[i] = part_of(parts[i], i, a.q, heads);
+  for (size_t i = 0; i < n; ++i)
+    d.parts[i] = part_of(parts[i], i, a.q, heads, selected.has_value());
   if (kOnHost) {
     check_page_values(kOp, PageValues{nullptr, 0, 0, d.base.seq_lens, 1, 0, d.base.B, heads, 1,
                                       INT32_MAX, 0, d.base.q_lens, d.base.starts, d.base.T});

@@ -78,7 +78,8 @@ struct Ints {
 inline Ints bytes(const uint8_t* p) { return {Vec::I{p[0], p[1], p[2], p[3]}}; }
 template <int N>
 inline Ints shift(Ints a) {
-  return {a.v >> N};
+  typedef uint32_t Bits __attribute__((vector_size(sizeof(Vec::I))));
+  return {Vec::I(Bits(a.v) >> N)};
 }
 inline Ints mask(Ints a, int bits) { return {a.v & bits}; }
 inline Vec floats(Ints a) { return {__builtin_convertvector(a.v, Vec::V)}; }

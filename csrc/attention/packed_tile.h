@@ -1,7 +1,7 @@
 // Scores and values of one tile of packed keys, scales and zeros included. For .isa.cpp files.
 #pragma once
 #include "attention/decode_task.h"
-#include "attention/packed_dot8.h"
+#include "attention/packed_columns.h"
 
 namespace tokops {
 namespace {
@@ -165,22 +165,63 @@ void place_packed_query(const Side& k, float* row, int r, int rows, int dim, Pac
     for (int c = 0; c < dim && x.by_integers; ++c) {
       row[c] = rounded[c] * one;
 #if defined(__AVX512VNNI__)
-      x.rounded[byte_query_at(r, c, dim)] = int8_t(rounded[c]);
+      const int at = k.tiles ? (c / 4 * rows + r) * 4 + c % 4 : byte_query_at(r, c, dim);
+      x.rounded[at] = int8_t(rounded[c]);
 #else
       x.rounded[(c / kWords * rows + r) * kWords + c % kWords] = rounded[c];
 #endif
     }
   }
-  with_codec(k.codec, [&](auto codec) {
-    each_vector<decltype(codec)::value>(
-        dim, [&](int v, int c) { store(x.q + (v * rows + r) * Vec::width, load(row + c)); });
-  });
+  if (k.tiles)
+    for (int c = 0; c < dim; ++c) x.q[c * rows + r] = row[c];
+  else
+    with_codec(k.codec, [&](auto codec) {
+      each_vector<decltype(codec)::value>(
+          dim, [&](int v, int c) { store(x.q + (v * rows + r) * Vec::width, load(row + c)); });
+    });
   const int groups = groups_of(k, dim), size = dim / groups;
   for (int g = 0; g < groups; ++g) {
     float total = 0;
     for (int c = 0; c < size; ++c) total += row[g * size + c];
     x.sums[r * groups + g] = total;
   }
+}
+
+// f(Unpack's codec) for codes that may lie in tiles.
+template <class F>
+void with_integers(Codec c, const F& f) {
+  if (c == Codec::int8) return f(std::integral_constant<Codec, Codec::int8>{});
+  if (c == Codec::int4) return f(std::integral_constant<Codec, Codec::int4>{});
+  f(std::integral_constant<Codec, Codec::int2>{});
+}
+
+// Columns of `dims` dimensions.
+inline int columns_of(const Side& k, int dims) {
+  return dims / 4 / (k.codec == Codec::int8 ? 1 : k.codec == Codec::int4 ? 2 : 4);
+}
+
+// score_channels for keys in tiles.
+void score_channel_tiles(const Side& k, const Rows& t, int hkv, int rows, int dim, PackedScratch& x,
+                         float* s, Ahead& ahead) {
+  channel_runs(k, t, hkv, [&](int from, int to, int64_t at) {
+    load_channels(k, at, dim, x.scales);
+    for (int r = 0; r < rows; ++r) x.add[r] = 0;
+    for (int c = 0; c < dim; ++c)
+      for (int r = 0; r < rows; ++r) {
+        const float q = x.q[c * rows + r];
+        x.tmp[c * rows + r] = q * x.scales.scale[c];
+        x.add[r] += q * x.scales.zero[c];
+      }
+    with_integers(k.codec, [&](auto codec) {
+      column_scores<FloatColumns<decltype(codec)::value>>(
+          x.tmp, rows, 1, columns_of(k, dim), k, t, from, to, x.dots, ahead,
+          [&](int first, int count) {
+            for (int i = 0; i < count; ++i)
+              for (int j = from; j < to; ++j)
+                s[(first + i) * kTile + j] = x.dots[i * kDots + j - from] + x.add[first + i];
+          });
+    });
+  });
 }
 
 // Channel geometry: the queries take up the scales of every run of keys.
@@ -235,12 +276,36 @@ void scale_scores(const PackedScratch& x, int first, int count, int apart, int n
   rows(Int<0>{});
 }
 
+// score_packed for keys in tiles and of token geometry, whose scales are loaded.
+void score_tiles(const Side& k, const Rows& t, int rows, int groups, int dim, PackedScratch& x,
+                 float* s, Ahead& ahead) {
+  const int columns = columns_of(k, dim / groups);
+  with_integers(k.codec, [&](auto codec) {
+    constexpr Codec C = decltype(codec)::value;
+    const auto finish = [&](const float* one) {
+      return [&, one](int first, int count) {
+        scale_scores(x, first, count, count, t.n, groups, one, s);
+      };
+    };
+#if defined(__AVX512VNNI__)
+    if (x.by_integers)
+      return column_scores<ByteColumns<C>>(reinterpret_cast<const FourBytes*>(x.rounded), rows,
+                                           groups, columns, k, t, 0, t.n, x.dots, ahead,
+                                           finish(x.q_scale));
+#endif
+    column_scores<FloatColumns<C>>(x.q, rows, groups, columns, k, t, 0, t.n, x.dots, ahead,
+                                   finish(nullptr));
+  });
+}
+
 // s[r * kTile + j] = q_r . k_j; x holds the `rows` queries of `dim` elements and their sums.
 void score_packed(const Side& k, const Rows& t, int hkv, int rows, int dim, PackedScratch& x,
                   float* s, Ahead& ahead) {
+  if (k.channel && k.tiles) return score_channel_tiles(k, t, hkv, rows, dim, x, s, ahead);
   if (k.channel) return score_channels(k, t, hkv, rows, dim, x, s, ahead);
   const int groups = groups_of(k, dim), size = dim / groups;
   load_scales(k, t, hkv, groups, x.scales);
+  if (k.tiles) return score_tiles(k, t, rows, groups, dim, x, s, ahead);
   const float* one = x.by_integers ? x.q_scale : nullptr;
   const auto finish = [&](int first, int count) {
     scale_scores(x, first, count, count, t.n, groups, one, s);

@@ -25,6 +25,7 @@ struct Side {
   Codec codec;
   bool wide_scale;  // scale and zero are float32, else float16
   bool channel;     // geometry: scales by dim, shared by `group` tokens
+  bool tiles;       // pages are tiles of 16 tokens (kvcache/kv_relayout.h), p the bytes of a row
   int32_t group;    // dims (token geometry) or tokens (channel geometry) that share a scale
 };
 

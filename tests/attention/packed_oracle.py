@@ -21,6 +21,17 @@ def grid(t, page, head, slot, dim, size):
     return own[[d // (dim // columns) for d in range(dim)]]
 
 
+def tiled(page, kind, slot, dim):
+    """Codes of one vector of a page ``[P, row bytes]`` in tiles: ``[dim bits / 32][16 tokens][4 bytes]`` each."""
+    bits = {"int8": 8, "int4": 4, "int2": 2}[kind]
+    flat, codes = page.reshape(-1).tolist(), []
+    for d in range(dim):
+        column, rest = divmod(d, 32 // bits)
+        byte = flat[slot // 16 * 16 * page.shape[1] + (column * 16 + slot % 16) * 4 + rest % 4]
+        codes.append(byte >> rest // 4 * bits & (1 << bits) - 1)
+    return codes
+
+
 def vector(part, side, page, head, slot, dim):
     """One cached vector in float64."""
     data = getattr(part, side)
@@ -31,7 +42,10 @@ def vector(part, side, page, head, slot, dim):
         at = (page, head, slot, dim, data.shape[2])
         scale, zero = getattr(part, f"{side}_scale"), getattr(part, f"{side}_zero")
         s = grid(scale, *at)
-        codes = np.array(formats.unpack(row.numpy(), kind, dim))
+        if side == "k" and part.k_tiles:
+            codes = np.array(tiled(data[page, head], kind, slot, dim))
+        else:
+            codes = np.array(formats.unpack(row.numpy(), kind, dim))
         none = 0.0 if kind in _FP8 else -128 * s
         x = (_FP8[kind][codes] if kind in _FP8 else codes) * s
         x = x + (none if zero is None else grid(zero, *at))

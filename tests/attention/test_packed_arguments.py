@@ -59,6 +59,13 @@ def refusals():
     yield "first and begin must be >= 0", {"first": int32(0, -1)}, {}
     yield "first and begin must be >= 0", {"begin": int32(-2, 0)}, {}
     yield "begin must be int32, got float32", {"begin": torch.zeros(2)}, {}
+    yield "parts[0].k_tiles must be 0 or 1, got 2", {"k_tiles": 2}, {}
+    wide = {"k": torch.randn(9, 2, 16, 64), "k_codec": 0, "k_scale": None, "k_zero": None}
+    yield "k_tiles needs codes of int8, int4 or int2, got codec 0", {"k_tiles": 1, **wide}, {}
+    apart = torch.zeros(9, 16, 2, 32, dtype=torch.uint8).transpose(1, 2)
+    yield "k_tiles needs pages whose rows lie one behind the other", {"k_tiles": 1, "k": apart}, {}
+    one = torch.zeros(2, 1, 1, 1, dtype=torch.int32)
+    yield "keys in tiles are read densely, not selected", {"k_tiles": 1}, {"selected": one}
     yield "q must be float32", {}, {"q": torch.randn(2, 1, 4, 64).double()}
     yield "q must have 4 dimensions, got 3", {}, {"q": torch.randn(2, 4, 64)}
     yield "head dimension must be 1..256, got 257", {}, {"q": torch.randn(2, 1, 4, 257)}
@@ -106,13 +113,15 @@ def packed_decode_reference(q, parts, seq_lens, **options):
 def test_refuses_parts_that_do_not_fit(way):
     part = one_part(0, [60, 30], "int4", "int4", page=16)
     q = queries(0, 2, 1, 4, 64)
-    refuse(way, "parts must be 1..16 parts of 14 tensors and 3 numbers", q, [part] * 17, part.lens)
+    refuse(way, "parts must be 1..16 parts of 14 tensors and 4 numbers", q, [part] * 17, part.lens)
     other = one_part(0, [60, 30], "int4", "int4", page=16, heads=4)
     refuse(way, "parts[1].block_table must be of 2 sequences and 2 KV heads", q, [part, other], part.lens)
     narrow = one_part(0, [60, 30], "int8", "int8", dim=80, group=16, page=16)
     wrong = dataclasses.replace(narrow, k_codec=2, k=narrow.k[..., :40].contiguous())
     message = "the codec of parts[0].k needs a head dimension that is a multiple of 32, got 80"
     refuse(way, message, queries(0, 2, 1, 4, 80), [wrong], narrow.lens)
+    short = dataclasses.replace(one_part(0, [60, 30], "int4", "int4", page=8), k_tiles=1)
+    refuse(way, "parts[0].k_tiles needs a page size that is a multiple of 16, got 8", q, [short], part.lens)
     odd = one_part(0, [60, 30], "fp8_e4m3", "full", dim=24, group=24, page=16)
     message = "the codec of parts[0].k needs a head dimension that is a multiple of 16, got 24"
     refuse(way, message, queries(0, 2, 1, 4, 24), [odd], odd.lens)

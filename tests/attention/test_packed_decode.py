@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tokops.attention import Part, inputs, merge_states, packed_decode, paged_decode
 from tokops.attention.inputs import int32
-from tokops.attention.packed_cases import layered, one_part, queries, reordered
+from tokops.attention.packed_cases import in_tiles, layered, one_part, queries, reordered
+from tokops.kvcache import kv_relayout
 
 from . import packed_oracle
 
@@ -193,6 +194,56 @@ def test_trees(nodes, window, device):
     words = inputs.tree(nodes, 2, nodes)
     q = queries(13, 2, nodes, 2, 64)
     check(q, [packed, tail], packed.lens + nodes, device, ancestors=words, window=window)
+
+
+TILED = ["int8", "int4", "int2"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("kind", TILED)
+@pytest.mark.parametrize(("dim", "size"), [(64, 32), (96, 32), (128, 64), (256, 128), (256, 32)])
+def test_keys_in_tiles(dim, size, kind, geometry, dtype):
+    size = 16 if geometry == "channel" else size
+    shape = {"geometry": geometry, "page": 32, "dim": dim, "group": size}
+    part = one_part(40, [70, 33], kind, "int8", dtype=dtype, **shape)
+    check(queries(40, 2, 1, 6, dim, dtype), [in_tiles(part)], part.lens)
+
+
+@pytest.mark.parametrize("kind", TILED)
+@pytest.mark.parametrize("group", [1, 2, 4, 5, 7, 12, 32])
+def test_head_groups_over_tiles(group, kind):
+    part = in_tiles(one_part(41, [70, 12], kind, kind, heads=1, page=16))
+    check(queries(41, 2, 1, group, 64), [part], part.lens)
+    check(queries(42, 2, 3, group, 64), [part], part.lens, window=40)
+
+
+@pytest.mark.parametrize("kind", TILED)
+@pytest.mark.parametrize("geometry", ["token", "channel"])
+@pytest.mark.parametrize("begin", [0, 1, 15, 16, 17, 63, 64, 65])
+def test_tiles_cut_anywhere(begin, geometry, kind):
+    """The first key seen, and the last, anywhere in a tile."""
+    size = 4 if geometry == "channel" else 32
+    shape = {"geometry": geometry, "value_geometry": "head", "group": size, "page": 32}
+    part = in_tiles(one_part(43, [140, 90, 66], kind, kind, **shape))
+    part = dataclasses.replace(part, begin=int32(begin, begin, begin), first=int32(7, 0, 3))
+    for less in (0, 1, 24):
+        part = dataclasses.replace(part, lens=part.lens - less)
+        check(queries(43, 3, 1, 6, 64), [part], part.lens + part.first)
+
+
+@pytest.mark.parametrize("kind", TILED)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_order_of_bytes_changes_little(kind, symmetric):
+    """The same codes in tiles and as rows; with queries in eight bits products of integers are exact in both."""
+    part = one_part(44, [300, 77], kind, kind, page=64, dim=128, symmetric=symmetric, per_head=True)
+    laid = dataclasses.replace(part, k=kv_relayout(part.k, part.k_codec, "row", "tile"), k_tiles=1)
+    q, lens = queries(44, 2, 2, 6, 128), int32(300, 77)
+    for extra in ({}, {"q_int8": True}, {"q_int8": True, "rotate": True}):
+        got = call(q, [laid], lens, max_len=300, **extra)
+        want = call(q, [part], lens, max_len=300, **extra)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize(("s", "hs"), [(1, 1), (1, 2), (1, 6), (3, 1), (3, 2), (3, 6)])

@@ -12,6 +12,7 @@ STORES = {
     "full": QuantizedKV(16, residual=0),
     "int8": QuantizedKV(8),
     "a scale per head": QuantizedKV(8, key_geometry="head", value_geometry="head", residual=0),
+    "in tiles": QuantizedKV(4, residual=16, key_tiles=True),
     "per channel": QuantizedKV(4, key_geometry="channel", group=32, residual=32),
     "pairs, all retained": MiniCache(gamma=1.0, guard="force", residual=8),
     "pairs": MiniCache(gamma=0.3, guard="force", residual=8),
@@ -35,7 +36,7 @@ def test_a_cache_cropped_to_nothing_is_as_new(name, padding, model):
     first, second = torch.randint(3, 97, (2, 60), generator=gen), torch.randint(3, 97, (2, 50), generator=gen)
     mask = torch.ones_like(first)
     mask[0, :padding] = 0
-    page = 32 if name == "per channel" else 8
+    page = 32 if name in ("per channel", "in tiles") else 8
     with tokops.patch(model, STORES[name], page_size=page) as run:
 
         def go_on(cache):
@@ -63,7 +64,7 @@ def test_a_cache_cropped_to_nothing_is_as_new(name, padding, model):
 def test_an_empty_cache_is_reordered_and_decodes_without_a_prompt(name, model):
     """Between the crop and the next tokens; these come one by one, as from a cache that had none."""
     tokens = torch.randint(3, 97, (2, 80), generator=torch.Generator().manual_seed(1))
-    page = 32 if name == "per channel" else 8
+    page = 32 if name in ("per channel", "in tiles") else 8
     with tokops.patch(model, STORES[name], page_size=page) as run:
         caches = run.new_cache(), run.new_cache()
         for cache in caches:

@@ -11,7 +11,7 @@ from tiny_models import build
 import tokops
 from tokops.hf import cache as cache_module
 from tokops.kvcache import Codec
-from tokops.methods import Dense, QuantizedKV
+from tokops.methods import Dense, Method, QuantizedKV
 
 NEW = 24
 FULL = {
@@ -32,6 +32,8 @@ FORMATS = {
     "channels of both": QuantizedKV(
         8, key_geometry="channel", value_geometry="channel", group=16, residual=20
     ),
+    "int4 in tiles": QuantizedKV(4, key_tiles=True),
+    "channels in tiles": QuantizedKV((2, 8), key_geometry="channel", group=16, residual=16, key_tiles=True),
     "heads": QuantizedKV("fp8_e4m3", key_geometry="head", value_geometry="head", residual=0),
 }
 MODES = {
@@ -392,6 +394,8 @@ def test_groups_that_codes_of_four_bits_cannot_have(bits, dim, group, prompts):
         ({"sinks": None}, "sinks must be a whole number, got None"),
         ({"group": 64.0}, "group must be a whole number, got 64.0"),
         ({"group": True}, "group must be a whole number, got True"),
+        ({"bits": 16, "key_tiles": True}, "key_tiles needs keys of 8, 4, 3 or 2 bits, got 16"),
+        ({"bits": ("fp8_e5m2", 8), "key_tiles": True}, "key_tiles needs keys of .*, got 'fp8_e5m2'"),
         ({"key_geometry": "channel", "residual": 63}, "residual 63 is shorter than the channel group of 64"),
         (
             {"bits": (2, 4), "key_geometry": "channel", "value_geometry": "channel"},
@@ -402,3 +406,31 @@ def test_groups_that_codes_of_four_bits_cannot_have(bits, dim, group, prompts):
 def test_options_that_make_no_sense(options, message):
     with pytest.raises(ValueError, match=f"QuantizedKV: .*{message}"):
         QuantizedKV(**options)
+
+
+@pytest.mark.parametrize("bits", [8, (4, 8), 3])
+def test_tiles_hold_what_rows_do(bits, model, long_prompts):
+    """The same tokens, packed by the same pages, in another order of bytes."""
+    results = []
+    for key_tiles in (False, True):
+        method = QuantizedKV(bits, residual=16, rotate=True, key_tiles=key_tiles)
+        with tokops.patch(model, method, page_size=16) as patched:
+            cache = patched.new_cache()
+            ids, mask = long_prompts["input_ids"], long_prompts["attention_mask"]
+            forward(model, cache, ids[:, :-20], mask[:, :-20])
+            steps = range(50, 70)
+            logits = [forward(model, cache, ids[:, i : i + 1], mask[:, : i + 1])[:, -1] for i in steps]
+            results.append(torch.stack(logits))
+            assert any(part.k_tiles for part in cache.layers[0].store.parts()) == key_tiles
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
+
+
+def test_tiles_are_read_densely_alone(model):
+    class Selecting(Method):
+        slots = ("select",)
+
+    tiled = QuantizedKV(key_tiles=True)
+    with pytest.raises(ValueError, match=r"QuantizedKV\(key_tiles=True\) is read densely alone.*Selecting"):
+        tokops.patch(model, Selecting(), tiled)
+    with pytest.raises(ValueError, match="keys in tiles need a page size that is a multiple of 16, got 24"):
+        tokops.patch(model, tiled, page_size=24)

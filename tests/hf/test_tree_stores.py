@@ -23,6 +23,7 @@ AT_ONCE = {
 }
 BY_THE_PAGE = {
     "int4 per channel": QuantizedKV(4, key_geometry="channel", group=16, residual=16),
+    "int4 in tiles": QuantizedKV(4, key_tiles=True),
     "int2": QuantizedKV(2, residual=5),
     "int8, residual": QuantizedKV(8, residual=5),
     "MiniCache": MiniCache(**PAIRS),

@@ -189,6 +189,58 @@ def test_crops_into_packed_pages(name, sinks):
             assert error <= HALF_STEPS[name][side == "v"]
 
 
+TILED = {
+    "int8": (Codec("int8", group=32), Codec("int8", group=16, symmetric=True)),
+    "int3": (Codec("int3", group=32), Codec("full")),
+    "channel": (Codec("int2", "channel", 8), Codec("int4", "channel", 8)),
+    "head": (Codec("int4", "head"), Codec("fp8_e5m2", "head")),
+}
+
+
+@pytest.mark.parametrize("name", TILED)
+@pytest.mark.parametrize("residual", [0, 8, 40])
+@pytest.mark.parametrize("sinks", [0, 5])
+def test_tiles_hold_what_rows_do(sinks, residual, name):
+    """Through prompts, steps, copies, drafts, crops and padding: bit by bit, but where a crop makes whole pages."""
+    options = {"page": 16, "residual": residual, "sinks": sinks}
+    tokens = torch.randn(2, 2, 200, HEADS, DIM)
+    starts = torch.tensor([0, 21], dtype=torch.int32)
+    results = []
+    for tiled in (True, False):
+        cache = Cache(*TILED[name], key_tiles=tiled, **options)
+        if not tiled:  # rows are packed by the page too
+            cache.layout.unit = cache.layout.group = 16
+            cache.layout.restores = True
+        seen = []
+
+        def note(cache=cache, seen=seen):
+            cache.settle()
+            for store in cache.stores:
+                for side in "kv":
+                    seen += [x[positions.argsort()] for positions, x in held(store, side)]
+
+        cache.forward(tokens[:, :, :90], 90, starts)
+        note()
+        for i in range(90, 130):
+            cache.forward(tokens[:, :, i : i + 1])
+        note()
+        cache.select([1, 0, 1])
+        for i in range(130, 160):
+            cache.forward(tokens[:, [0, 1, 0], i : i + 1])
+        note()
+        for tokens_off in (3, 30, 70):
+            cache.crop(tokens_off)
+            note()
+            cache.forward(tokens[:, [1, 0, 0], 160:175])
+            note()
+        results.append(seen)
+        pools = [pools for store in cache.stores for pools in store._pools]
+        assert pools
+        assert all(k.tiles == tiled and not v.tiles for k, v in pools)
+    assert len(results[0]) == len(results[1]) > 50
+    assert all(map(torch.equal, *results))
+
+
 @pytest.mark.parametrize("padding", [11, 0])
 def test_sinks_and_padding_share_no_scale_with_the_rest(padding):
     """Numbers of any size in padding and sinks change no code of a later token, in any geometry."""

@@ -213,6 +213,29 @@ def _norms() -> Iterator[tuple]:
         )
 
 
+def in_tiles(part: Part) -> Part:
+    """The part with its bytes of keys read as tiles: random codes are random codes in any order."""
+    return Part(**{**vars(part), "k_tiles": 1})
+
+
+def _tiles() -> Iterator[tuple]:
+    """Formats that the CPU alone reads, which their labels say."""
+    for i, kind in enumerate(("int8", "int4", "int2")):
+        dtype = (torch.float32, torch.bfloat16, torch.float16)[i]
+        for heads, group, dim in ((6, 32, 64), (2, 64, 128), (8, 32, 96), (14, 32, 64)):
+            part = in_tiles(one_part(100 + i, [150, 33], kind, kind, group=group, dim=dim, dtype=dtype))
+            q = queries(i, 2, 1, heads, dim, dtype)
+            yield f"{kind} tiles, {heads} heads, D {dim} (CPU)", q, [part], part.lens, {"max_len": 150}
+        eight = {"q_int8": True, "rotate": True}
+        yield f"{kind} tiles, int8 query (CPU)", q, [part], part.lens, eight
+        part = in_tiles(one_part(110 + i, [128, 70], kind, kind, geometry="channel", dtype=dtype))
+        yield f"{kind} tiles per channel (CPU)", queries(i, 2, 2, 6, 64, dtype), [part], part.lens, {}
+    q, parts, lens, starts = layered(120, torch.float32, "int4", "int8", rows=5)
+    parts[1] = in_tiles(parts[1])
+    extra = {"starts": starts, "ancestors": inputs.tree(3, 2, 5), "window": 100}
+    yield "a tree over int4 tiles, windowed (CPU)", q, parts, lens, extra
+
+
 def _odd_values() -> Iterator[tuple]:
     """Values that 16-bit arithmetic has no room for, and such that are not finite where nobody looks."""
     dtype = torch.bfloat16
@@ -242,6 +265,7 @@ def of(size: str) -> Iterator[tuple[str, Tensor, list[Part], Tensor, dict]]:
     yield from _stores()
     yield from _norms()
     yield from _odd_values()
+    yield from _tiles()
     part = one_part(98, [1300], "int8", "int8", heads=1, dtype=torch.bfloat16)
     yield "one head, 1300 keys", queries(98, 1, 1, 2, 64, torch.bfloat16), [part], part.lens, {"rotate": True}
     part = one_part(99, [0, 1], "int8", "int8")

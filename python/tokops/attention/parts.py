@@ -13,7 +13,7 @@ _TENSORS = (
     "k", "k_scale", "k_zero", "k_norm", "v", "v_scale", "v_zero", "v_norm",
     "block_table", "lens", "first", "begin", "positions", "where",
 )  # fmt: skip
-_NUMBERS = ("k_codec", "v_codec", "slot_base")
+_NUMBERS = ("k_codec", "v_codec", "slot_base", "k_tiles")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,9 @@ class Part:
         where: ``[B, Hkv, length]`` int32: logical position -> ``slot_base`` + slot; other numbers are other parts'.
             Needed with ``positions`` where positions are selected. One ``where`` can serve all parts of a store.
         slot_base: number of this part's first slot in ``where``.
+        k_tiles: 1 where the pages of ``k`` are in ``"tile"`` order (:func:`tokops.kvcache.kv_relayout`), which the CPU
+            reads faster and no selection can: codes of int8, int4 or int2, rows one behind the other, P a multiple of
+            16.
     """
 
     k: Tensor
@@ -58,6 +61,7 @@ class Part:
     positions: Tensor | None = None
     where: Tensor | None = None
     slot_base: int = 0
+    k_tiles: int = 0
 
     @property
     def capacity(self) -> int:
@@ -111,10 +115,19 @@ def unpack(codes: Tensor, codec: int, dim: int) -> Tensor:
     return torch.cat(planes, -1).flatten(-2).float()
 
 
+def _untiled(codes: Tensor, codec: int, dim: int) -> Tensor:
+    """:func:`unpack` of pages in tiles: of 16 tokens four bytes each, whose bits ``i b``.. are four dimensions."""
+    bits = {1: 8, 2: 4, 3: 2}[codec]
+    columns = codes.flatten(2).unflatten(2, (-1, dim * bits // 32, 16, 4)).transpose(3, 4)
+    shifts = torch.arange(0, 8, bits, device=codes.device, dtype=torch.uint8)[:, None]
+    numbers = (columns[..., None, :] >> shifts) & ((1 << bits) - 1)  # [N, H, tile, token, column, i, byte]
+    return numbers.flatten(4).flatten(2, 3).float()
+
+
 def decoded(part: Part, side: str, dim: int) -> Tensor:
     """The keys ("k") or values ("v") of a part's pool, ``[N, H, P, dim]`` float32."""
     codes, codec = getattr(part, side), getattr(part, f"{side}_codec")
-    x = unpack(codes, codec, dim)
+    x = _untiled(codes, codec, dim) if side == "k" and part.k_tiles else unpack(codes, codec, dim)
     if codec:
         scale, zero = getattr(part, f"{side}_scale").float(), getattr(part, f"{side}_zero")
         if zero is None:

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from tokops.attention import Part, packed_decode, paged_decode
-from tokops.kvcache import Codec, kv_append, kv_dequantize
+from tokops.kvcache import Codec, kv_append, kv_dequantize, kv_relayout
 from tokops.kvcache.pool import Pool
 
 from .attention import Bar, Case, Peers, Workload, agree, inputs, layered, lengths
@@ -48,9 +48,9 @@ def _group(kind: str) -> int:
 
 
 class _Pools:
-    """Sequences of one length in packed pages: keys and values of one codec."""
+    """Sequences of one length in packed pages: keys and values of one codec, keys in tiles or as rows."""
 
-    def __init__(self, kind: str, k: Tensor, v: Tensor):
+    def __init__(self, kind: str, k: Tensor, v: Tensor, tiles: bool = False):
         batch, heads, length, dim = k.shape
         self.codec = Codec(kind, group=_group(kind))
         pages = -(-length // _PAGE)
@@ -61,6 +61,13 @@ class _Pools:
         self.table = torch.arange(batch * pages, dtype=torch.int32, device=k.device).view(batch, pages)
         self.lens = lengths([length] * batch, k.device)
         self.append(k.transpose(1, 2), v.transpose(1, 2))
+        self.tiles = tiles
+        if tiles:
+            self.keys = (self._relaid("row", "tile"), *self.keys[1:])
+
+    def _relaid(self, source: str, target: str) -> Tensor:
+        codes = self.keys[0].transpose(0, 1).contiguous()  # a head's pages side by side, as the pool has them
+        return kv_relayout(codes, self.codec.code, source, target).transpose(0, 1)
 
     def append(self, k: Tensor, v: Tensor) -> None:
         """Write the last tokens ``[B, T, Hkv, D]``."""
@@ -72,7 +79,8 @@ class _Pools:
         (k, k_scale, k_zero), (v, v_scale, v_zero) = self.keys, self.values
         scales = {"k_scale": k_scale, "k_zero": k_zero, "v_scale": v_scale, "v_zero": v_zero}
         there = {name: x for name, x in scales.items() if x.numel()}
-        return Part(k, v, self.table, self.lens, self.codec.code, self.codec.code, **there)
+        codecs = {"k_codec": self.codec.code, "v_codec": self.codec.code, "k_tiles": int(self.tiles)}
+        return Part(k, v, self.table, self.lens, **codecs, **there)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -82,7 +90,8 @@ class _Pools:
     def decoded(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """The pages in full precision."""
         dim = like.shape[-1]
-        pair = (kv_dequantize(*x, None, self.codec.code, dim) for x in (self.keys, self.values))
+        keys = (self._relaid("tile", "row"), *self.keys[1:]) if self.tiles else self.keys
+        pair = (kv_dequantize(*x, None, self.codec.code, dim) for x in (keys, self.values))
         k, v = (x.to(like.dtype) for x in pair)
         return k, v
 
@@ -106,14 +115,16 @@ def _pages_side_by_side(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return pools[0], pools[1], table
 
 
-def packed(batch, hq, hkv, d, length, kind, q_int8, device) -> Workload:
-    """Dense decode over packed pages, beside the wider kernels: bf16, and int8 for int4."""
+def packed(batch, hq, hkv, d, length, kind, q_int8, device, tiles=False) -> Workload:
+    """Dense decode over packed pages, beside the wider kernels: bf16, and int8 for int4; of tiles, beside rows."""
     q, k, v, _, lens = inputs(batch, hq, hkv, d, length, torch.bfloat16, device)
-    pools = _Pools(kind, k, v)
+    pools = _Pools(kind, k, v, tiles)
     ours = _decode(pools, q, lens, q_int8)
     peers: Peers = {"our bf16": partial(paged_decode, q, *_pages_side_by_side(k, v), lens)}
     if kind == "int4":
-        peers["our int8"] = _decode(_Pools("int8", k, v), q, lens, q_int8)
+        peers["our int8"] = _decode(_Pools("int8", k, v, tiles), q, lens, q_int8)
+    if tiles:
+        peers["as rows"] = _decode(_Pools(kind, k, v), q, lens, q_int8)
     if q_int8:
         peers["our exact query"] = _decode(pools, q, lens)
 
@@ -127,9 +138,9 @@ def packed(batch, hq, hkv, d, length, kind, q_int8, device) -> Workload:
     return Workload(ours, peers, pools.tensors, check)
 
 
-def _layers(hq, hkv, d, kind, q_int8, device) -> Workload:
+def _layers(hq, hkv, d, kind, q_int8, device, tiles=False) -> Workload:
     """:func:`packed` at one length over as many layers as int4 pages of them do not stay near the core either."""
-    one = partial(packed, 1, hq, hkv, d, _LENGTH, kind, q_int8, device)
+    one = partial(packed, 1, hq, hkv, d, _LENGTH, kind, q_int8, device, tiles)
     return layered(device, 2 * hkv * d * _LENGTH, one)
 
 
@@ -202,6 +213,8 @@ def cases(device: str = "cpu", quick: bool = False) -> Iterator[Case]:
             for kind, bar in (("int8", bf16), ("int4", int8)):
                 build = partial(_layers, hq, hkv, d, kind, q_int8, device)
                 yield Case(f"{kind} {shape}{query}", (bar,), build)
+                if device == "cpu" and not quick:  # the CPU alone reads tiles
+                    yield Case(f"{kind} {shape}{query}, keys in tiles", (bar,), partial(build, tiles=True))
         if quick:
             break
         for kind in ("int2", "fp8_e4m3"):

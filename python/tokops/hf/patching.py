@@ -331,8 +331,12 @@ def patch(model, *methods: Method, page_size: int = PAGE_SIZE) -> Run:
     _fill_slots(methods)
     shape = shape_of(model.config)
     resolved = tuple(method.resolve(shape) for method in methods)
+    selecting = [type(m).__name__ for m in resolved if "select" in m.slots]
     for method in resolved:
-        method.new_layout(page_size, shape)  # refuses a page size that the store cannot have
+        layout = method.new_layout(page_size, shape)  # refuses a page size that the store cannot have
+        if selecting and getattr(layout, "key_tiles", False):
+            name = type(method).__name__
+            raise ValueError(f"{name}(key_tiles=True) is read densely alone and clashes with {selecting[0]}")
     looping = [type(m).__name__ for m in resolved if m.loop is not None]
     if len(looping) > 1:
         raise ValueError(f"{looping[0]} and {looping[1]} clash: both have a decoding loop of their own")

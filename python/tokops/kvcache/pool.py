@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ._kv_dequantize import kv_dequantize
+from ._kv_relayout import kv_relayout
 from .codec import Codec
 
 Grid = tuple[Tensor, Tensor]  # scale and zero of head geometry
@@ -18,6 +19,7 @@ class Pool:
         pages: how many.
         dtype, device: of the vectors that are kept.
         grid: scale and zero ``[1, H, 1, 1]`` of head geometry once they are known; None leaves them unset.
+        tiles: whether pages are kept in ``"tile"`` order (:func:`kv_relayout`), which :meth:`lay` gives them.
     """
 
     def __init__(
@@ -28,8 +30,9 @@ class Pool:
         dtype: torch.dtype,
         device: torch.device,
         grid: Grid | None = None,
+        tiles: bool = False,
     ):
-        self.codec, self.shape = codec, shape
+        self.codec, self.shape, self.tiles = codec, shape, tiles
         self.codes, self.scale, self.zero = codec.empty(0, *shape, dtype, device)
         if grid is not None:
             self.scale, self.zero = grid
@@ -61,6 +64,11 @@ class Pool:
                 new[: old.shape[0]] = old
                 setattr(self, name, new)
 
+    def lay(self, pages: Tensor) -> None:
+        """Bring pages ``[n]``, whose rows have been written, into the order in which this pool keeps them."""
+        if self.tiles:
+            self.codes[pages] = kv_relayout(self.codes[pages], self.codec.code, "row", "tile")
+
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Copy whole pages."""
         for name in self._names:
@@ -75,6 +83,8 @@ class Pool:
         )
         if self.codec.kind == "full":
             return codes.float()
+        if self.tiles:
+            codes = kv_relayout(codes, self.codec.code, "tile", "row")
         return kv_dequantize(
             codes, scale, zero if zero.numel() else None, None, self.codec.code, self.shape[2]
         )
@@ -86,4 +96,5 @@ class Pool:
             f"{side}_codec": self.codec.code,
             f"{side}_scale": self.scale if self.scale.numel() else None,
             f"{side}_zero": self.zero if self.zero.numel() else None,
+            **({f"{side}_tiles": 1} if self.tiles else {}),
         }

@@ -24,9 +24,11 @@ class QuantizedLayout(Layout):
         sinks, residual: see :class:`Layout`.
         rotate: whether keys and values are kept Hadamard-transformed.
         q_int8: whether queries may be rounded to 8 bits against int8 and int4 keys.
+        key_tiles: whether pages of keys are kept in tiles of 16 tokens (:func:`kv_relayout`), which are read densely
+            alone; tokens are then packed by whole pages.
 
     Raises:
-        ValueError: keys and values per channel with different groups.
+        ValueError: keys and values per channel with different groups, or tiles of a page size that 16 does not divide.
     """
 
     def __init__(
@@ -39,8 +41,9 @@ class QuantizedLayout(Layout):
         residual: int,
         rotate: bool,
         q_int8: bool = False,
+        key_tiles: bool = False,
     ):
-        self.codecs, self.rotate, self.q_int8 = (keys, values), rotate, q_int8
+        self.codecs, self.rotate, self.q_int8, self.key_tiles = (keys, values), rotate, q_int8, key_tiles
         groups = {
             codec.group for codec in self.codecs if codec.geometry == "channel" and codec.kind != "full"
         }
@@ -48,9 +51,11 @@ class QuantizedLayout(Layout):
             raise ValueError(
                 f"keys and values per channel must share one group of tokens, got {sorted(groups)}"
             )
-        restores = bool(groups)
+        if key_tiles and page % 16:
+            raise ValueError(f"keys in tiles need a page size that is a multiple of 16, got {page}")
+        restores = bool(groups) or key_tiles
         super().__init__(page, sinks, residual, page if residual or restores else 1, restores)
-        self.group = groups.pop() if groups else 1
+        self.group = page if key_tiles else groups.pop() if groups else 1
 
     def new_store(self, index: int) -> "QuantizedStore":
         """The store of layer ``index``."""
@@ -244,7 +249,8 @@ class QuantizedStore:
     def _new_pool(self, side, slab):
         shape = (self.kv_heads, self.layout.page, self._dim)
         codec, pages = self.layout.codecs[side], slab.table.capacity
-        return Pool(codec, shape, pages, self._dtype, self._device, self._grids[side])
+        tiles = side == 0 and self.layout.key_tiles
+        return Pool(codec, shape, pages, self._dtype, self._device, self._grids[side], tiles)
 
     def _pack(self, segment: Segment, k, v):
         layout = self.layout
@@ -256,6 +262,10 @@ class QuantizedStore:
         table = layout.slabs[segment.slab].table.table
         assert table is not None  # the segment has pages
         _append(keys, values, table, segment.seq_lens, k, v, segment.starts)
+        if keys.tiles:  # whole pages, as everything that is packed here
+            first = layout.slabs[segment.slab].first
+            columns = slice((segment.begin - first) // layout.page, (segment.end - first) // layout.page)
+            keys.lay(table[:, columns].flatten().long())
         if self._sinks is not None:
             self._keep_sinks(self._sinks, segment.begin, k, v)
 

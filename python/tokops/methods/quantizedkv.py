@@ -53,6 +53,9 @@ class QuantizedKV(Method):
         sinks: first visible tokens that stay in full precision where full_first does not.
         q_int8: score int8 and int4 keys with queries rounded to 8 bits, by integer products. Adds up to
             ``amax(q) / 254`` per element of q to the error.
+        key_tiles: keep keys of 8, 4, 3 or 2 bits in tiles of 16 tokens, by dimension and not by token. A CPU scores
+            them faster; no method can select among them. Tokens are packed a page at a time, so that up to a page
+            more than ``residual`` stay in full precision. CPU alone.
 
     Raises:
         ValueError: a number or name out of range, or options that contradict each other.
@@ -69,6 +72,7 @@ class QuantizedKV(Method):
     full_first: bool | None = None
     sinks: int = 4
     q_int8: bool = False
+    key_tiles: bool = False
 
     def __post_init__(self):
         def refuse(wrong, message):
@@ -88,6 +92,10 @@ class QuantizedKV(Method):
                 value is not None and value not in _GEOMETRIES,
                 f"{name} must be one of {', '.join(_GEOMETRIES)}, got {value!r}",
             )
+        refuse(
+            self.key_tiles and pair[0] not in (8, 4, 3, 2),
+            f"key_tiles needs keys of 8, 4, 3 or 2 bits, got {pair[0]!r}",
+        )
         refuse(self.sinks < 0, f"sinks must be >= 0, got {self.sinks}")
         refuse(self.residual is not None and self.residual < 0, f"residual must be >= 0, got {self.residual}")
         tokens = max(self._channel_groups(), default=0)
@@ -166,4 +174,5 @@ class QuantizedKV(Method):
             residual=residual,
             rotate=rotate,
             q_int8=self.q_int8,
+            key_tiles=self.key_tiles,
         )
