@@ -68,6 +68,20 @@ def test_a_latency_table_is_read_at_the_prompts_length(model, name):
     assert isinstance(method.drafter(model, 17), NoDrafter)
 
 
+def test_a_latency_table_counts_drafting_passes(model):
+    """Rows cost nothing, but a pass of the drafter as much as ten forwards."""
+    free = LatencyTable((1, 4, 32), (256,), ((1.0,) * 3,))
+    falcon = dataclasses.replace(drafts(model)["falcon"], latency=free)
+    assert len(falcon.drafter(model, 9).tree) == 16
+    costly = dataclasses.replace(falcon, draft_seconds=10.0)
+    assert isinstance(costly.drafter(model, 9), NoDrafter)
+    for wrong in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="Falcon: draft_seconds must be at least 0 and finite"):
+            dataclasses.replace(falcon, draft_seconds=wrong)
+    with pytest.raises(ValueError, match="draft_seconds is read beside latency alone"):
+        dataclasses.replace(costly, latency=None)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_sampled_tokens_are_those_of_plain_sampling(model, name):
     """match_plain: whatever is drafted, the tokens are those of the loop that drafts nothing."""

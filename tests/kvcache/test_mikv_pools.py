@@ -152,6 +152,13 @@ def test_an_observation_window_counts_the_last_queries_alone():
     q = run.prompt(50)
     want = run.weights(q, 0)[:, -7:].sum(1).unflatten(1, (HKV, -1)).sum(2).float()
     torch.testing.assert_close(run.store.acc[..., :50], want, rtol=1e-4, atol=1e-4)
+    for rows in (20, 3):  # further chunks: of each its newest
+        want = torch.nn.functional.pad(want, (0, rows))
+        first = run.layout.length
+        q = run.prompt(rows)
+        own = run.weights(q, first)[:, -7:].sum(1).unflatten(1, (HKV, -1)).sum(2).float()
+        want += own
+        torch.testing.assert_close(run.store.acc[..., : first + rows], want, rtol=1e-4, atol=1e-4)
 
 
 def test_growth_never_copies_what_is_in_pools():

@@ -39,8 +39,8 @@ class Part:
         where: ``[B, Hkv, length]`` int32: logical position -> ``slot_base`` + slot; other numbers are other parts'.
             Needed with ``positions`` where positions are selected. One ``where`` can serve all parts of a store.
         slot_base: number of this part's first slot in ``where``.
-        k_tiles: 1 where the pages of ``k`` are in ``"tile"`` order (:func:`tokops.kvcache.kv_relayout`), which the CPU
-            reads faster and no selection can: codes of int8, int4 or int2, rows one behind the other, P a multiple of
+        k_tiles: 1 where the pages of ``k`` are in ``"tile"`` order (:func:`tokops.kvcache.kv_relayout`), for the CPU
+            and dense reads alone: codes of int8, int4 or int2, rows one behind the other, P a multiple of
             16.
     """
 

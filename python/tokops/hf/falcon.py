@@ -372,6 +372,7 @@ def make_drafter(method: Any, model: Any, context: int = 0) -> Drafter:
         depth=method.depth,
         groups=method.groups,
         latency=method.latency,
+        draft_seconds=method.draft_seconds,
     )
     tree = policy.tables(context).tree
     return NoDrafter() if len(tree) == 1 else FalconDrafter(model, module, tree)

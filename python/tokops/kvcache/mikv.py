@@ -153,12 +153,14 @@ class MiKVStore:
     def _weigh(self, q, k, rows, options, sink_logit):
         """What the first prompt's rows gave; of rows behind it only as long as they are not taken back."""
         options |= {"starts": self.layout.starts, "sink_logit": sink_logit}
-        window = self.layout.policy.obs_window
-        self.acc[..., :rows] = prompt_mass(
-            q, k, 0 if window is None else max(rows - window, 0), rows, **options
-        )
+        self.acc[..., :rows] = prompt_mass(q, k, self._first_judge(rows), rows, **options)
         for row in range(rows, q.shape[1]):
             self._unsure[row] = prompt_mass(q, k, row, row + 1, **options)[:, None]
+
+    def _first_judge(self, rows):
+        """The first of a chunk's prompt rows whose attention counts."""
+        window = self.layout.policy.obs_window
+        return 0 if window is None else max(rows - window, 0)
 
     def _balance(self, q, k, rows):
         """Keys as they are kept. Sequences whose first visible tokens these are get their balancer."""
@@ -183,7 +185,8 @@ class MiKVStore:
         first = scores.shape[3] - scores.shape[1]
         prompt = min(max(self.layout.prompt_end - first, 0), scores.shape[1])
         if prompt:
-            given = attention_mass(scores[:, :prompt], lse[:, :prompt], self.kv_heads, softcap=softcap)
+            seen = slice(self._first_judge(prompt), prompt)
+            given = attention_mass(scores[:, seen], lse[:, seen], self.kv_heads, softcap=softcap)
             self.acc[..., : given.shape[2]] += given
             scores, lse = scores[:, prompt:], lse[:, prompt:]
         if scores.shape[1]:

@@ -26,7 +26,7 @@ class Policy:
         sinks: first visible tokens, always high.
         interval: committed tokens between two demotions.
         balancer: whether keys are scaled per channel.
-        obs_window: newest queries of the prompt that decide importance; None is all.
+        obs_window: newest queries of each chunk of the prompt that decide importance; None is all.
         normalise_by_age: importance per query that could see a token.
     """
 

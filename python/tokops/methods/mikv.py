@@ -33,7 +33,8 @@ class MiKV(Method):
         sinks: first visible tokens, always in high precision.
         group: dimensions that share a scale, a multiple of 32; None is 32 for 2 bit and where the head dimension is
             not divisible by 64, else 64.
-        obs_window: judge prompt tokens by the newest queries alone. Cheaper; SnapKV's rule, not MiKV's.
+        obs_window: judge prompt tokens by the newest queries alone, of every chunk where a prompt is read in
+            chunks. Cheaper; SnapKV's rule, not MiKV's.
         normalise_by_age: judge by attention per query that could see a token. The sum favours old tokens.
 
     Raises:

@@ -53,9 +53,10 @@ class QuantizedKV(Method):
         sinks: first visible tokens that stay in full precision where full_first does not.
         q_int8: score int8 and int4 keys with queries rounded to 8 bits, by integer products. Adds up to
             ``amax(q) / 254`` per element of q to the error.
-        key_tiles: keep keys of 8, 4, 3 or 2 bits in tiles of 16 tokens, by dimension and not by token. A CPU scores
-            them faster; no method can select among them. Tokens are packed a page at a time, so that up to a page
-            more than ``residual`` stay in full precision. CPU alone.
+        key_tiles: keep keys of 8, 4, 3 or 2 bits in tiles of 16 tokens, by dimension and not by token, for CPUs
+            alone: scores of sixteen keys come out side by side. No method can select among them, and tokens are
+            packed a page at a time, so that up to a page more than ``residual`` stay in full precision. Measured
+            within 5 % of rows where caches come from memory.
 
     Raises:
         ValueError: a number or name out of range, or options that contradict each other.
