@@ -1,5 +1,8 @@
 #include "speculative/kv_compact.h"
 
+#include <algorithm>
+#include <array>
+
 #include "common/check.h"
 
 namespace tokops {
@@ -9,25 +12,40 @@ using torch::stable::contiguous;
 
 constexpr const char* kOp = "kv_compact";
 
-// Whether two pools can be moved by one launch.
-bool alike(const Tensor& a, const Tensor& b) {
-  bool same = a.element_size() == b.element_size();
-  for (int64_t i = 0; i < 4; ++i)
-    same = same && a.size(i) == b.size(i) && a.stride(i) == b.stride(i);
-  return same;
+// A pool, asked of torch once: there are two for every layer, and every question is a call.
+struct Pool {
+  char* data;
+  int64_t element;
+  std::array<int64_t, 4> size, stride;
+
+  // Whether both can be moved by one launch.
+  bool like(const Pool& other) const {
+    return element == other.element && size == other.size && stride == other.stride;
+  }
+};
+
+Pool pool_of(const Tensor& t, int64_t index, const Tensor& table) {
+  const auto name = [&] { return "pools[" + std::to_string(index) + "]"; };
+  const auto sizes = t.sizes(), strides = t.strides();
+  STD_TORCH_CHECK(sizes.size() == 4, kOp, ": ", name(), " must have 4 dimensions, got ",
+                  sizes.size());
+  STD_TORCH_CHECK(t.device() == table.device(), kOp, ": ", name(),
+                  " must be on the same device as the first argument");
+  Pool pool{static_cast<char*>(t.mutable_data_ptr()), int64_t(t.element_size()), {}, {}};
+  std::copy(sizes.begin(), sizes.end(), pool.size.begin());
+  std::copy(strides.begin(), strides.end(), pool.stride.begin());
+  STD_TORCH_CHECK(pool.size[3] <= 1 || pool.stride[3] == 1, kOp, ": ", name(),
+                  " must have a contiguous last dimension");
+  return pool;
 }
 
-void check_pool(const Tensor& pool, int64_t index, const Tensor& table, const Tensor& first) {
-  const auto name = [&] { return "pools[" + std::to_string(index) + "]"; };
-  STD_TORCH_CHECK(pool.dim() == 4, kOp, ": ", name(), " must have 4 dimensions, got ", pool.dim());
-  check_device(pool, table, kOp, name().c_str());
-  STD_TORCH_CHECK(pool.size(3) <= 1 || pool.stride(3) == 1, kOp, ": ", name(),
-                  " must have a contiguous last dimension");
-  const int64_t heads = table.dim() == 3 ? 1 : first.size(1);
-  STD_TORCH_CHECK(
-      pool.size(1) == heads && pool.size(2) == first.size(2) && pool.size(0) == first.size(0), kOp,
-      ": ", name(), " must be [N, H, P, D] with N ", first.size(0), ", H ", heads, ", P ",
-      first.size(2), ", got ", list_of(pool.sizes()));
+void check_shape_of(const Pool& pool, int64_t index, bool per_head, const Pool& first) {
+  const int64_t heads = per_head ? 1 : first.size[1];
+  const bool fits =
+      pool.size[0] == first.size[0] && pool.size[1] == heads && pool.size[2] == first.size[2];
+  STD_TORCH_CHECK(fits, kOp, ": pools[", std::to_string(index), "] must be [N, H, P, D] with N ",
+                  first.size[0], ", H ", heads, ", P ", first.size[2], ", got ",
+                  list_of(pool.size));
 }
 
 // rows ascending from 0 up, base + rows inside the table, and its entries inside the pools.
@@ -54,8 +72,8 @@ void check_values(const KvCompact& p) {
   }
 }
 
-void kv_compact_op(const std::vector<Tensor>& pools, const Tensor& block_table, const Tensor& base,
-                   const Tensor& rows, const std::optional<Tensor>& counts) {
+void kv_compact_op(const std::vector<Tensor>& tensors, const Tensor& block_table,
+                   const Tensor& base, const Tensor& rows, const std::optional<Tensor>& counts) {
   STD_TORCH_CHECK(block_table.dim() == 2 || block_table.dim() == 3, kOp,
                   ": block_table must have 2 or 3 dimensions, got ", block_table.dim());
   check_dtype(block_table, ScalarType::Int, kOp, "block_table");
@@ -71,17 +89,22 @@ void kv_compact_op(const std::vector<Tensor>& pools, const Tensor& block_table, 
     check_tensor(kOp, "counts", *counts, 1, {ScalarType::Int}, block_table);
     check_shape(kOp, "counts", *counts, {shape[0]}, "[B]");
   }
-  for (size_t i = 0; i < pools.size(); ++i)
-    check_pool(pools[i], int64_t(i), block_table, pools.front());
-  if (pools.empty()) return;
+  if (tensors.empty()) return;
+  std::vector<Pool> pools;
+  pools.reserve(tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    pools.push_back(pool_of(tensors[i], int64_t(i), block_table));
+    check_shape_of(pools.back(), int64_t(i), per_head, pools.front());
+  }
+  const Pool& first = pools.front();
   const Tensor table = contiguous(block_table), starts = contiguous(base), kept = contiguous(rows);
   const auto live = contiguous_or_none(counts);
   const int64_t pages = table.size(table.dim() - 1);
-  STD_TORCH_CHECK(pages * pools.front().size(2) < INT32_MAX, kOp,
-                  ": pages * page size must be below 2^31, got ", pages * pools.front().size(2));
+  STD_TORCH_CHECK(pages * first.size[2] < INT32_MAX, kOp,
+                  ": pages * page size must be below 2^31, got ", pages * first.size[2]);
   KvCompact p{};
   p.table = static_cast<const int32_t*>(table.const_data_ptr());
-  p.H = int32_t(per_head ? shape[1] : pools.front().size(1));
+  p.H = int32_t(per_head ? shape[1] : first.size[1]);
   p.table_b = per_head ? p.H * pages : pages;
   p.table_h = per_head ? pages : 0;
   p.base = static_cast<const int32_t*>(starts.const_data_ptr());
@@ -90,23 +113,22 @@ void kv_compact_op(const std::vector<Tensor>& pools, const Tensor& block_table, 
   p.rows = static_cast<const int32_t*>(kept.const_data_ptr());
   p.counts = data_or_null<int32_t>(live);
   p.B = int32_t(shape[0]);
-  p.P = int32_t(pools.front().size(2));
+  p.P = int32_t(first.size[2]);
   p.pages = int32_t(pages);
   p.n = int32_t(kept.size(1));
-  p.pages_in_pool = pools.front().size(0);
+  p.pages_in_pool = first.size[0];
   if (kOnHost) check_values(p);
   if (kept.numel() == 0 || p.H == 0) return;
   Launch launch(table);
   for (size_t i = 0; i < pools.size();) {
-    const Tensor& like = pools[i];
-    const int64_t size = int64_t(like.element_size());
-    p.page = like.stride(0) * size;
-    p.head = per_head ? 0 : like.stride(1) * size;
-    p.slot = like.stride(2) * size;
-    p.row_bytes = int32_t(like.size(3) * size);
+    const Pool& like = pools[i];
+    p.page = like.stride[0] * like.element;
+    p.head = per_head ? 0 : like.stride[1] * like.element;
+    p.slot = like.stride[2] * like.element;
+    p.row_bytes = int32_t(like.size[3] * like.element);
     uint64_t bits = uint64_t(p.page) | uint64_t(p.head) | uint64_t(p.slot) | uint64_t(p.row_bytes);
-    for (p.count = 0; i < pools.size() && p.count < kMostPools && alike(pools[i], like); ++i) {
-      p.pools[p.count] = static_cast<char*>(pools[i].mutable_data_ptr());
+    for (p.count = 0; i < pools.size() && p.count < kMostPools && pools[i].like(like); ++i) {
+      p.pools[p.count] = pools[i].data;
       bits |= reinterpret_cast<uintptr_t>(p.pools[p.count++]);
     }
     p.unit = bits % 16 == 0 ? 16 : bits % 4 == 0 ? 4 : bits % 2 == 0 ? 2 : 1;

@@ -257,8 +257,12 @@ def test_caches_are_saved_and_loaded(model, prompts, monkeypatch):
             other.adopt(pickle.loads(saved))
         with pytest.raises(TypeError, match="only a tokops cache can be taken over, got list"):
             other.adopt([])
-    monkeypatch.setattr(cache_module, "FORMAT", cache_module.FORMAT + 1)
-    with pytest.raises(ValueError, match="saved in format 3, this tokops reads format 4: fill a new cache"):
+    before = cache_module.FORMAT
+    monkeypatch.setattr(cache_module, "FORMAT", before + 1)
+    reads = (
+        f"this cache was saved in format {before}, this tokops reads format {before + 1}: fill a new cache"
+    )
+    with pytest.raises(ValueError, match=reads):
         pickle.loads(saved)
 
 
