@@ -34,7 +34,7 @@ template <Codec C>
 struct FloatColumns {
   using Query = float;
   using Sum = Vec;
-  static constexpr int kSteps = 4 * kByteCodes<C>;
+  static constexpr int kSteps = 4 * kByteCodes<C>, kDims = kSteps;  // of a column
   template <int S>
   static Vec codes(Ints column) {
     constexpr int kShift = S % 4 * 8 + S / 4 * (8 / kByteCodes<C>);
@@ -55,7 +55,7 @@ template <Codec C>
 struct ByteColumns {
   using Query = FourBytes;
   using Sum = Ints;
-  static constexpr int kSteps = kByteCodes<C>;
+  static constexpr int kSteps = kByteCodes<C>, kDims = 4 * kSteps;  // of a column
   template <int S>
   static Ints codes(Ints column) {
     if constexpr (C == Codec::int8) return column;
@@ -153,14 +153,14 @@ __attribute__((noinline)) void column_dots(const typename P::Query* q, int rows,
   }
 }
 
-// The same for any number of rows and the keys [from, to) of t: finish(first, R) after every R of
-// them.
+// The same for any number of rows, groups of `dims` dimensions and the keys [from, to) of t:
+// finish(first, R) after every R of them.
 template <class P, class F>
-inline void column_scores(const typename P::Query* q, int rows, int groups, int columns,
-                          const Side& k, const Rows& t, int from, int to, float* dots, Ahead& ahead,
+inline void column_scores(const typename P::Query* q, int rows, int groups, int dims, const Side& k,
+                          const Rows& t, int from, int to, float* dots, Ahead& ahead,
                           const F& finish) {
   Piece pieces[kColumnPieces];
-  const int n = pieces_of(k, t, from, to, pieces);
+  const int n = pieces_of(k, t, from, to, pieces), columns = dims / P::kDims;
   in_blocks<4>(rows, [&](int r, auto count) {
     constexpr int R = decltype(count)::value, J = Vec::width == 16 ? 4 : R <= 2 ? 2 : 1;
     int i = 0;

@@ -187,17 +187,12 @@ void place_packed_query(const Side& k, float* row, int r, int rows, int dim, Pac
   }
 }
 
-// f(Unpack's codec) for codes that may lie in tiles.
+// f(codec) for the codecs whose keys may lie in tiles.
 template <class F>
 void with_integers(Codec c, const F& f) {
   if (c == Codec::int8) return f(std::integral_constant<Codec, Codec::int8>{});
   if (c == Codec::int4) return f(std::integral_constant<Codec, Codec::int4>{});
   f(std::integral_constant<Codec, Codec::int2>{});
-}
-
-// Columns of `dims` dimensions.
-inline int columns_of(const Side& k, int dims) {
-  return dims / 4 / (k.codec == Codec::int8 ? 1 : k.codec == Codec::int4 ? 2 : 4);
 }
 
 // score_channels for keys in tiles.
@@ -214,8 +209,7 @@ void score_channel_tiles(const Side& k, const Rows& t, int hkv, int rows, int di
       }
     with_integers(k.codec, [&](auto codec) {
       column_scores<FloatColumns<decltype(codec)::value>>(
-          x.tmp, rows, 1, columns_of(k, dim), k, t, from, to, x.dots, ahead,
-          [&](int first, int count) {
+          x.tmp, rows, 1, dim, k, t, from, to, x.dots, ahead, [&](int first, int count) {
             for (int i = 0; i < count; ++i)
               for (int j = from; j < to; ++j)
                 s[(first + i) * kTile + j] = x.dots[i * kDots + j - from] + x.add[first + i];
@@ -279,7 +273,6 @@ void scale_scores(const PackedScratch& x, int first, int count, int apart, int n
 // score_packed for keys in tiles and of token geometry, whose scales are loaded.
 void score_tiles(const Side& k, const Rows& t, int rows, int groups, int dim, PackedScratch& x,
                  float* s, Ahead& ahead) {
-  const int columns = columns_of(k, dim / groups);
   with_integers(k.codec, [&](auto codec) {
     constexpr Codec C = decltype(codec)::value;
     const auto finish = [&](const float* one) {
@@ -290,10 +283,10 @@ void score_tiles(const Side& k, const Rows& t, int rows, int groups, int dim, Pa
 #if defined(__AVX512VNNI__)
     if (x.by_integers)
       return column_scores<ByteColumns<C>>(reinterpret_cast<const FourBytes*>(x.rounded), rows,
-                                           groups, columns, k, t, 0, t.n, x.dots, ahead,
+                                           groups, dim / groups, k, t, 0, t.n, x.dots, ahead,
                                            finish(x.q_scale));
 #endif
-    column_scores<FloatColumns<C>>(x.q, rows, groups, columns, k, t, 0, t.n, x.dots, ahead,
+    column_scores<FloatColumns<C>>(x.q, rows, groups, dim / groups, k, t, 0, t.n, x.dots, ahead,
                                    finish(nullptr));
   });
 }
