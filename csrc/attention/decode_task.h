@@ -90,12 +90,13 @@ class Finder {
     len_ = part.lens[t.b * part.lens_b + t.hkv * part.lens_h];
   }
 
-  // Fills x with the next keys of [at, to), none if there are no more; returns where to go on.
-  int find(int at, int to, Rows& x) const {
+  // Fills x with the next keys of [at, to), `most` if there are as many, and returns where to go
+  // on.
+  int find(int at, int to, int most, Rows& x) const {
     x.n = x.stretches = 0;
     Page page{-part_.P, nullptr, nullptr, 0};
     if (list_) {
-      for (; at < to && x.n < kTile; ++at) {
+      for (; at < to && x.n < most; ++at) {
         const int slot = where_ ? where_[list_[at]] - part_.slot_base : list_[at] - first_;
         if (where_ && (slot < 0 || slot >= len_)) continue;
         x.pos[x.n] = list_[at];
@@ -105,7 +106,7 @@ class Finder {
         extend(page, from, 1, x);
       }
     } else if (at < to) {
-      const int count = to - at < kTile ? to - at : kTile;
+      const int count = to - at < most ? to - at : most;
       if (positions_)
         for (int j = 0; j < count; ++j) x.pos[j] = positions_[at + j];
       else

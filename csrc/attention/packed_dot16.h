@@ -74,7 +74,7 @@ struct WordDots {
 
 // Rounds a row to integers of at most `limit` and returns what one stands for; NaN where a row is
 // not finite.
-inline float round_row(const float* x, int n, float limit, int16_t* out) {
+inline float round_row(const float* x, int n, float limit, int32_t* out) {
   float top = 0, probe = 0;
   for (int i = 0; i < n; ++i) {
     const float a = std::fabs(x[i]);
@@ -83,7 +83,7 @@ inline float round_row(const float* x, int n, float limit, int16_t* out) {
   }
   if (probe != 0) return NAN;
   const float inverse = top > 0 ? limit / top : 0;
-  for (int i = 0; i < n; ++i) out[i] = int16_t(std::nearbyint(x[i] * inverse));
+  for (int i = 0; i < n; ++i) out[i] = int32_t(std::nearbyint(x[i] * inverse));
   return top / limit;
 }
 

@@ -200,7 +200,8 @@ struct FloatDots {
   static Vec floats(Vec sum) { return sum; }
 };
 
-constexpr int kDots = 72;  // room for the products of a row with a tile's keys, and a few behind
+constexpr int kDots =
+    kTile + 8;  // room for the products of a row with a tile's keys, and a few behind
 
 // dots[(g * R + r) * kDots + j] = q_r . k_j in group g, for R rows and n keys; up to three more
 // rows of k are read. A group has `units` units; Units is the same, or 0 where it is known late.
@@ -240,13 +241,14 @@ __attribute__((noinline)) void packed_dots(const typename P::Query* queries, int
   }
 }
 
-// The same for any number of rows: finish(first, R) after every R of them.
+// The same for any number of rows, from row `from` on: finish(first, R) after every R of them.
 template <class P, class F>
-inline void packed_scores(const typename P::Query* q, int rows, int groups, int units,
+inline void packed_scores(const typename P::Query* q, int from, int rows, int groups, int units,
                           const uint8_t* const* k, int n, float* dots, Ahead& ahead,
                           const F& finish) {
-  in_blocks<4>(rows, [&](int r, auto count) {
+  in_blocks<4>(rows - from, [&](int i, auto count) {
     constexpr int R = decltype(count)::value, kUsual = 64 / (P::kVecs * P::kQuery);
+    const int r = from + i;
     const auto multiply = units == kUsual ? packed_dots<P, R, kUsual> : packed_dots<P, R, 0>;
     multiply(q + r * P::kQuery, rows, groups, units, k, n, dots, ahead);
     finish(r, R);

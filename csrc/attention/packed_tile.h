@@ -1,17 +1,10 @@
 // Scores and values of one tile of packed keys, scales and zeros included. For .isa.cpp files.
 #pragma once
-#include "attention/decode_task.h"
 #include "attention/packed_columns.h"
+#include "attention/packed_scales.h"
 
 namespace tokops {
 namespace {
-
-constexpr int kMaxGroups = kMaxDim / 16;
-
-// Scales and zeros of a tile, [group of dimensions][key], or of a run of its keys, [dimension].
-struct TileScales {
-  alignas(64) float scale[kMaxGroups * kTile], zero[kMaxGroups * kTile];
-};
 
 // Queries lie as packed_dots wants them.
 struct PackedScratch {
@@ -20,155 +13,57 @@ struct PackedScratch {
   float sums[kMaxRows * kMaxGroups];               // of the queries by group, [row][group]
   alignas(64) float dots[4 * kMaxGroups * kDots];  // of up to four rows, [group][row][key]
   float add[kMaxRows], none[kMaxRows];
-  bool by_integers;  // `rounded` and q_scale hold the queries too
+  int query_bytes;  // of an element in `rounded`, beside q_scale; 0: they do not hold the queries
 #if defined(__AVX512VNNI__)
-  alignas(64) int8_t rounded[kMaxRows * kMaxDim];
+  alignas(64) int8_t rounded[kMaxRows * kMaxDim * kExactBytes];
+  alignas(64) uint8_t weights[2 * kMaxRows * kTile];
+  float unit[kMaxRows];  // of the weights
 #else
   alignas(64) int16_t rounded[kMaxRows * kMaxDim];
 #endif
   float q_scale[kMaxRows];
 };
 
-inline float stored(const Side& x, const void* data, int64_t at) {
-  return x.wide_scale ? static_cast<const float*>(data)[at]
-                      : half_value(static_cast<const uint16_t*>(data)[at]);
-}
-// Bytes of e4m3 are unpacked as float16 2^-8 of their value.
-inline float scale_at(const Side& x, int64_t at) {
-  return stored(x, x.scale, at) * (x.codec == Codec::e4m3 ? 256.f : 1.f);
-}
-inline float zero_at(const Side& x, int64_t at) {
-  if (x.zero) return stored(x, x.zero, at);
-  return x.codec == Codec::int8 ? -128 * stored(x, x.scale, at) : 0.f;
+template <Codec C>
+constexpr bool kIntegers = C == Codec::int8 || C == Codec::int4 || C == Codec::int2;
+
+// Whether codes of a side can meet integers.
+inline bool integer_products(const Side& x, int dim) {
+  const bool integers = x.codec == Codec::int8 || x.codec == Codec::int4 || x.codec == Codec::int2;
+  return integers && !x.channel && dim / groups_of(x, dim) % 32 == 0;
 }
 
-inline int groups_of(const Side& x, int dim) { return x.channel ? 1 : dim / x.group; }
-
-// The scales of keys that lie one behind the other, one or two groups each: as many as come eight
-// at a time. Returns how many.
-inline int load_eights(const Side& x, const void* data, int64_t at, int n, int groups, float factor,
-                       float* out) {
+// PackedScratch::query_bytes for `rows` queries, to be rounded to 8 bits if `round`.
+inline int query_bytes(const Side& k, [[maybe_unused]] int rows, int dim, bool round) {
+#if defined(__AVX512VNNI__)
+  if (!round) return integer_products(k, dim) && !k.tiles && rows >= kFewest ? kExactBytes : 0;
+#endif
 #if defined(__AVX2__)
-  if (x.wide_scale || x.s_g != 1 || x.s_p != groups || groups > 2) return 0;
-  const f16* from = static_cast<const f16*>(data) + at;
-  const __m256 f = _mm256_set1_ps(factor);
-  const auto eight = [&](int i) {
-    return _mm256_mul_ps(
-        _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))), f);
-  };
-  int j = 0;
-  for (; j + 8 <= n; j += 8) {
-    const __m256 a = eight(j * groups);
-    if (groups == 1) {
-      _mm256_storeu_ps(out + j, a);
-      continue;
-    }
-    const __m256 b = eight(j * 2 + 8);
-    const auto order = [](__m256 y) {
-      return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(y), 0xd8));
-    };
-    _mm256_storeu_ps(out + j, order(_mm256_shuffle_ps(a, b, 0x88)));
-    _mm256_storeu_ps(out + kTile + j, order(_mm256_shuffle_ps(a, b, 0xdd)));
-  }
-  return j;
-#else
+  if (round && integer_products(k, dim)) return 1;
+#endif
   return 0;
-#endif
 }
 
-// Token geometry. Keys behind n get zeros.
-void load_scales(const Side& x, const Rows& t, int hkv, int groups, TileScales& y) {
-  const float factor = x.codec == Codec::e4m3 ? 256 : 1;
-  const float middle = x.codec == Codec::int8 ? -128 : 0;  // of the codes, where no zero says so
-  const auto place = [&](const Stretch& run, int j) {
-    return run.page * x.s_n + hkv * x.s_h + (run.slot + j - run.from) * x.s_p;
-  };
-  const auto load_eight = [&](const Stretch& run, int j) {
-    const int64_t at = place(run, j);
-    const int n = run.to - j;
-    const int done = load_eights(x, x.scale, at, n, groups, factor, y.scale + j);
-    if (done)
-      load_eights(x, x.zero ? x.zero : x.scale, at, n, groups, x.zero ? 1 : middle, y.zero + j);
-    return done;
-  };
-  const bool long_ones = t.stretches * 8 <= t.n;  // no branch foresees where short ones end
-  for (int i = 0, j = 0; j < t.n;) {
-    i += j == t.stretch[i].to;
-    const Stretch& run = t.stretch[i];
-    if (long_ones && j == run.from) j += load_eight(run, j);
-    if (j == run.to) continue;
-    const int64_t at = place(run, j);
-    for (int g = 0; g < groups; ++g) {
-      const float one = stored(x, x.scale, at + g * x.s_g);
-      y.scale[g * kTile + j] = one * factor;
-      y.zero[g * kTile + j] = x.zero ? stored(x, x.zero, at + g * x.s_g) : one * middle;
-    }
-    ++j;
-  }
-  for (int g = 0; g < groups; ++g)
-    for (int j = t.n; j < round_up(t.n, 16); ++j)
-      y.scale[g * kTile + j] = y.zero[g * kTile + j] = 0;
-}
-
-void load_norms(const Side& x, const Rows& t, int hkv, float* norm) {
-  for (int i = 0; i < t.stretches; ++i) {
-    const Stretch& run = t.stretch[i];
-    const uint16_t* from = x.norm + run.page * x.norm_n + hkv * x.norm_h + run.slot * x.norm_p;
-    for (int j = run.from; j < run.to; ++j) norm[j] = half_value(from[(j - run.from) * x.norm_p]);
-  }
-  for (int j = t.n; j < round_up(t.n, 16); ++j) norm[j] = 1;
-}
-
-// Calls f(from, to, offset of the scales of channel 0) for runs of keys that share them.
-template <class F>
-void channel_runs(const Side& x, const Rows& t, int hkv, const F& f) {
-  const auto group_of = [&](const Stretch& run, int j) {
-    return (run.slot + j - run.from) / x.group;
-  };
-  for (int i = 0, j = 0; j < t.n;) {
-    const int page = t.stretch[i].page, group = group_of(t.stretch[i], j), from = j;
-    while (j < t.n && t.stretch[i].page == page && group_of(t.stretch[i], j) == group) {
-      const Stretch& run = t.stretch[i];
-      const int end = run.from + (group + 1) * x.group - run.slot;  // of the group in this stretch
-      j = end < run.to ? end : run.to;
-      if (j == run.to) ++i;
-    }
-    f(from, j, page * x.s_n + hkv * x.s_h + group * x.s_p);
-  }
-}
-
-// Channel geometry: scales and zeros of all dimensions; `at` is the scale of the first.
-void load_channels(const Side& x, int64_t at, int dim, TileScales& y) {
-  for (int c = 0; c < dim; ++c) {
-    y.scale[c] = scale_at(x, at + c * x.s_g);
-    y.zero[c] = zero_at(x, at + c * x.s_g);
-  }
-}
-
-// Whether scores can come from products of integers.
-inline bool integer_products(const Side& k, int dim) {
-#if defined(__AVX2__)
-  const bool integers = k.codec == Codec::int8 || k.codec == Codec::int4 || k.codec == Codec::int2;
-  return integers && !k.channel && dim / groups_of(k, dim) % kWords == 0;
-#else
-  return false;
-#endif
-}
-
-// Row r of `rows` queries into x: rounded to 8 bits where x.by_integers says so, which a row that
-// is not finite takes back.
+// Row r of `rows` queries into x: as integers where x.query_bytes says so, which a row that is not
+// finite takes back.
 void place_packed_query(const Side& k, float* row, int r, int rows, int dim, PackedScratch& x) {
-  if (x.by_integers) {
-    int16_t rounded[kMaxDim];
-    const float one = x.q_scale[r] = round_row(row, dim, 127, rounded);
-    x.by_integers = one == one;
-    for (int c = 0; c < dim && x.by_integers; ++c) {
+  if (x.query_bytes) {
+    int32_t rounded[kMaxDim];
+#if defined(__AVX512VNNI__)
+    const float limit = byte_limit(x.query_bytes);
+#else
+    const float limit = 127;
+#endif
+    const float one = x.q_scale[r] = round_row(row, dim, limit, rounded);
+    if (one != one) x.query_bytes = 0;
+    for (int c = 0; c < dim && x.query_bytes; ++c) {
       row[c] = rounded[c] * one;
 #if defined(__AVX512VNNI__)
-      const int at = k.tiles ? (c / 4 * rows + r) * 4 + c % 4 : byte_query_at(r, c, dim);
-      x.rounded[at] = int8_t(rounded[c]);
+      const int at =
+          k.tiles ? (c / 4 * rows + r) * 4 + c % 4 : byte_query_at(r, c, dim, x.query_bytes);
+      put_bytes(rounded[c], x.query_bytes, x.rounded + at);
 #else
-      x.rounded[(c / kWords * rows + r) * kWords + c % kWords] = rounded[c];
+      x.rounded[(c / kWords * rows + r) * kWords + c % kWords] = int16_t(rounded[c]);
 #endif
     }
   }
@@ -235,8 +130,8 @@ void score_channels(const Side& k, const Rows& t, int hkv, int rows, int dim, Pa
         });
         x.add[r] = sum(bias);
       }
-      packed_scores<FloatDots<C>>(x.tmp, rows, 1, units_of<C>(dim), t.k + from, to - from, x.dots,
-                                  ahead, [&](int first, int count) {
+      packed_scores<FloatDots<C>>(x.tmp, 0, rows, 1, units_of<C>(dim), t.k + from, to - from,
+                                  x.dots, ahead, [&](int first, int count) {
                                     for (int i = 0; i < count; ++i)
                                       for (int j = from; j < to; ++j)
                                         s[(first + i) * kTile + j] =
@@ -246,8 +141,9 @@ void score_channels(const Side& k, const Rows& t, int hkv, int rows, int dim, Pa
   });
 }
 
-// Rows [first, first + count) of s from their products, which lie by group, `apart` rows from the
-// next: the groups' scales and zeros, and `one`, what a unit of a query stands for.
+// Rows [first, first + count) of s from their products: the groups' zeros, and `one`, what a unit
+// of a query stands for. Products lie by group, `apart` rows from the next, and take their scales;
+// or, where that is 0, are those of all groups with the scales.
 void scale_scores(const PackedScratch& x, int first, int count, int apart, int n, int groups,
                   const float* one, float* s) {
   const auto rows = [&](auto known) {
@@ -256,9 +152,10 @@ void scale_scores(const PackedScratch& x, int first, int count, int apart, int n
       const float *dots = x.dots + i * kDots, *sums = x.sums + (first + i) * all;
       const Vec unit = splat(one ? one[first + i] : 1.f);
       for (int j = 0; j < n; j += Vec::width) {
-        Vec y = zero(), bias = zero();
+        Vec y = apart ? zero() : load(dots + j), bias = zero();
         for (int g = 0; g < all; ++g) {
-          y = fma(load(dots + g * apart * kDots + j), load(x.scales.scale + g * kTile + j), y);
+          if (apart)
+            y = fma(load(dots + g * apart * kDots + j), load(x.scales.scale + g * kTile + j), y);
           bias = fma(splat(sums[g]), load(x.scales.zero + g * kTile + j), bias);
         }
         store(s + (first + i) * kTile + j, fma(y, unit, bias));
@@ -281,7 +178,7 @@ void score_tiles(const Side& k, const Rows& t, int rows, int groups, int dim, Pa
       };
     };
 #if defined(__AVX512VNNI__)
-    if (x.by_integers)
+    if (x.query_bytes)
       return column_scores<ByteColumns<C>>(reinterpret_cast<const FourBytes*>(x.rounded), rows,
                                            groups, dim / groups, k, t, 0, t.n, x.dots, ahead,
                                            finish(x.q_scale));
@@ -291,6 +188,22 @@ void score_tiles(const Side& k, const Rows& t, int rows, int groups, int dim, Pa
   });
 }
 
+#if defined(__AVX512VNNI__)
+// Scores by products of bytes, as many rows as gain by them. Returns how many.
+template <Codec C, int Bytes>
+int score_bytes(const Rows& t, int rows, int groups, int dim, PackedScratch& x, float* s,
+                Ahead& ahead) {
+  const auto multiply = dim / groups == 64 ? byte_dots<C, Bytes, 64> : byte_dots<C, Bytes, 0>;
+  int r = 0;
+  for (; rows - r >= (Bytes == 1 ? 1 : kFewest); r += kByteRows) {
+    multiply(x.rounded + r * dim * Bytes, groups, dim / groups, x.scales.scale, t.k, t.n, x.dots,
+             ahead);
+    scale_scores(x, r, rows - r < kByteRows ? rows - r : kByteRows, 0, t.n, groups, x.q_scale, s);
+  }
+  return r < rows ? r : rows;
+}
+#endif
+
 // s[r * kTile + j] = q_r . k_j; x holds the `rows` queries of `dim` elements and their sums.
 void score_packed(const Side& k, const Rows& t, int hkv, int rows, int dim, PackedScratch& x,
                   float* s, Ahead& ahead) {
@@ -299,37 +212,62 @@ void score_packed(const Side& k, const Rows& t, int hkv, int rows, int dim, Pack
   const int groups = groups_of(k, dim), size = dim / groups;
   load_scales(k, t, hkv, groups, x.scales);
   if (k.tiles) return score_tiles(k, t, rows, groups, dim, x, s, ahead);
-  const float* one = x.by_integers ? x.q_scale : nullptr;
-  const auto finish = [&](int first, int count) {
-    scale_scores(x, first, count, count, t.n, groups, one, s);
-  };
   with_codec(k.codec, [&](auto codec) {
     constexpr Codec C = decltype(codec)::value;
+    int done = 0;
 #if defined(__AVX512VNNI__)
-    if constexpr (C == Codec::int8 || C == Codec::int4 || C == Codec::int2)
-      if (x.by_integers) {
-        for (int r = 0; r < rows; r += kByteRows) {
-          byte_dots<C>(x.rounded + r * dim, groups, size, t.k, t.n, x.dots, ahead);
-          const int count = rows - r < kByteRows ? rows - r : kByteRows;
-          scale_scores(x, r, count, kByteRows, t.n, groups, one, s);
-        }
-        return;
-      }
+    if constexpr (kIntegers<C>)
+      if (x.query_bytes)
+        done = x.query_bytes == 1 ? score_bytes<C, 1>(t, rows, groups, dim, x, s, ahead)
+                                  : score_bytes<C, kExactBytes>(t, rows, groups, dim, x, s, ahead);
 #elif defined(__AVX2__)
     using Words = WordDots<C>;
-    if constexpr (C == Codec::int8 || C == Codec::int4 || C == Codec::int2)
-      if (x.by_integers)
-        return packed_scores<Words>(x.rounded, rows, groups, size / (Words::kVecs * kWords), t.k, t.n,
-                                    x.dots, ahead, finish);
+    if constexpr (kIntegers<C>)
+      if (x.query_bytes)
+        return packed_scores<Words>(x.rounded, 0, rows, groups, size / (Words::kVecs * kWords), t.k,
+                                    t.n, x.dots, ahead, [&](int first, int count) {
+                                      scale_scores(x, first, count, count, t.n, groups, x.q_scale,
+                                                   s);
+                                    });
 #endif
-    packed_scores<FloatDots<C>>(x.q, rows, groups, units_of<C>(size), t.k, t.n, x.dots, ahead,
-                                finish);
+    packed_scores<FloatDots<C>>(x.q, done, rows, groups, units_of<C>(size), t.k, t.n, x.dots, ahead,
+                                [&](int first, int count) {
+                                  scale_scores(x, first, count, count, t.n, groups, nullptr, s);
+                                });
   });
 }
 
-// out = out * keep + sum_j w_j v_j for rows of weights [row][kTile], zero behind n.
+#if defined(__AVX512VNNI__)
+// add_packed's x.add, x.weights and x.unit of group g of values of integer codes. Returns false
+// where bytes can't say what the weights with their scales are.
+template <Codec C>
+bool weights_as_bytes(const float* w, int rows, int n, int g, PackedScratch& x) {
+  const float *scales = x.scales.scale + g * kTile, *zeros = x.scales.zero + g * kTile;
+  for (int r = 0; r < rows; ++r) {
+    Vec add = zero(), total = zero(), top = zero(), least = zero();
+    for (int j = 0; j < n; j += Vec::width) {
+      const Vec one = load(w + r * kTile + j), y = one * load(scales + j);
+      add = fma(one, load(zeros + j), add);
+      total = total + y;
+      top = max(top, y);
+      least = min(least, y);
+      store(x.w + r * kTile + j, y);
+    }
+    const float all = sum(total), most = largest(top);
+    if (!(all < INFINITY) || largest(zero() - least) > 0 || (all > 0 && most < 1e-30f))
+      return false;
+    x.add[r] = sum(add) + kCodeMiddle<C> * all;
+    x.unit[r] = round_weights(x.w + r * kTile, n, most, x.weights + 2 * r * kTile);
+  }
+  return true;
+}
+#endif
+
+// out = out * keep + sum_j w_j v_j for rows of weights [row][kTile], zero behind n. `narrow`: the
+// result will be bf16.
 void add_packed(const Side& v, const Rows& t, int hkv, const float* w, int rows, int dim,
-                const float* keep, PackedScratch& x, float* out, int os, Ahead& ahead) {
+                const float* keep, [[maybe_unused]] bool narrow, PackedScratch& x, float* out,
+                int os, Ahead& ahead) {
   if (v.channel) {
     for (int r = 0; r < rows; ++r)
       for (int c = 0; c < dim; ++c) out[r * os + c] *= keep[r];
@@ -351,25 +289,33 @@ void add_packed(const Side& v, const Rows& t, int hkv, const float* w, int rows,
     });
     return;
   }
-  const int groups = groups_of(v, dim);
+  const int groups = groups_of(v, dim), size = dim / groups;
   load_scales(v, t, hkv, groups, x.scales);
-  for (int g = 0; g < groups; ++g) {
-    for (int r = 0; r < rows; ++r) {
-      Vec total = zero();
-      for (int j = 0; j < t.n; j += Vec::width) {
-        const Vec y = load(w + r * kTile + j);
-        total = fma(y, load(x.scales.zero + g * kTile + j), total);
-        store(x.w + r * kTile + j, y * load(x.scales.scale + g * kTile + j));
+  with_codec(v.codec, [&](auto codec) {
+    constexpr Codec C = decltype(codec)::value;
+    for (int g = 0; g < groups; ++g) {
+#if defined(__AVX512VNNI__)
+      if constexpr (kIntegers<C>)
+        if (narrow && size % 32 == 0 && weights_as_bytes<C>(w, rows, t.n, g, x)) {
+          byte_values<C>(x.weights, x.unit, rows, t.v, t.n, g * size / 32, (g + 1) * size / 32,
+                         keep, x.add, out, os, ahead);
+          continue;
+        }
+#endif
+      for (int r = 0; r < rows; ++r) {
+        Vec total = zero();
+        for (int j = 0; j < t.n; j += Vec::width) {
+          const Vec y = load(w + r * kTile + j);
+          total = fma(y, load(x.scales.zero + g * kTile + j), total);
+          store(x.w + r * kTile + j, y * load(x.scales.scale + g * kTile + j));
+        }
+        x.add[r] = sum(total);
       }
-      x.add[r] = sum(total);
-    }
-    with_codec(v.codec, [&](auto codec) {
-      constexpr Codec C = decltype(codec)::value;
-      const int units = units_of<C>(dim / groups);
+      const int units = units_of<C>(size);
       packed_values<C>(x.w, rows, t.v, t.n, g * units, (g + 1) * units, keep, x.add, out, os,
                        ahead);
-    });
-  }
+    }
+  });
 }
 
 }  // namespace

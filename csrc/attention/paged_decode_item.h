@@ -74,7 +74,7 @@ class Item {
   void load_queries() {
     const int padded = round_up(t_.live, Vec::groups);
     float row[kMaxDim];
-    x_.packed.by_integers = p_.q_int8 && integer_products(part_.k, p_.D);
+    x_.packed.query_bytes = packed(part_.k) ? query_bytes(part_.k, t_.live, p_.D, p_.q_int8) : 0;
     if (!tiles_ && !pairs_ && !packed(part_.k))
       for (int i = 0; i < padded * q_dim_; ++i) x_.q[i] = 0;
     if (kHasPairs<T> && pairs_)
@@ -94,13 +94,13 @@ class Item {
   void run(int from, int to, int beyond, bool called) {
     if (t_.live == 0) return;
     const Finder finder(p_, part_, t_);
-    int at = finder.find(from, to, x_.rows[0]);
+    int at = finder.find(from, to, lookahead_.keys(), x_.rows[0]);
     if (!called) lookahead_.call_first(x_.rows[0]);
     for (int i = 0; x_.rows[i % 2].n > 0; ++i) {
       tile_ = &x_.rows[i % 2];
       const bool last = at >= to;
       Rows& next = x_.rows[(i + 1) % 2];
-      at = finder.find(at, last ? beyond : to, next);
+      at = finder.find(at, last ? beyond : to, lookahead_.keys(), next);
       masked_ = !all_seen();
       const int n = tile_->n;
       ahead_ = lookahead_.rows_after(*tile_, next, called || i > 0);
@@ -302,8 +302,8 @@ class Item {
           if (x_.s[r * kTile + j] > 0) x_.s[r * kTile + j] *= x_.norm[j];
     }
     if (packed(part_.v))
-      add_packed(part_.v, *tile_, t_.hkv, x_.s, t_.live, p_.D, x_.keep, x_.packed, x_.out, dim_,
-                 ahead_);
+      add_packed(part_.v, *tile_, t_.hkv, x_.s, t_.live, p_.D, x_.keep, kIsBf16<T>, x_.packed,
+                 x_.out, dim_, ahead_);
     else if (holes)
       add_seen_values(n);
     else

@@ -99,7 +99,7 @@ def test_channel_groups_of_any_size(group, device):
 @pytest.mark.parametrize("page", [1, 16, 64])
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_lengths_around_pages_tiles_and_chunks(kind, page, device):
-    lens = sorted({0, 1, 2, max(1, page - 1), page, page + 1, 63, 64, 65, 255, 256, 257})
+    lens = sorted({0, 1, 2, max(1, page - 1), page, page + 1, 63, 64, 65, 127, 128, 129, 255, 256, 257})
     part = one_part(7, lens, kind, kind, heads=1, page=page)
     out, lse, _ = check(queries(7, len(lens), 1, 3, 64), [part], part.lens, device)
     assert not out[0].any()
@@ -325,6 +325,78 @@ def test_small_values_keep_their_digits(kind, group, device):
     want, _, _ = packed_oracle.packed_decode(q, [part], part.lens)
     error = (out.cpu().double() - want).norm() / want.norm()
     assert error < 1e-2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["int8", "int4", "int2"])
+def test_scales_of_any_sign_and_size(kind, dtype, device):
+    """Negative ones, zeros and those of tiny values, side by side in a tile."""
+    part = one_part(28, [150], kind, kind, dtype=dtype)
+    scale = part.v_scale.float()
+    scale[:, :, ::3] *= -1
+    scale[0, :, 1::5] = 0
+    zero = None if part.v_zero is None else part.v_zero.float()
+    negative = dataclasses.replace(part, v_scale=scale, v_zero=zero)
+    small = None if kind == "int8" else part.v_zero.float() * 1e-30
+    tiny = dataclasses.replace(part, v_scale=part.v_scale.float() * 1e-30, v_zero=small)
+    q = queries(28, 1, 1, 8, 64, dtype)
+    check(q, [negative], part.lens, device)
+    out, _, _ = check(q, [tiny], part.lens, device)
+    if dtype != torch.float16:
+        want, _, _ = packed_oracle.packed_decode(q, [tiny], part.lens)
+        assert (out.cpu().double() - want).norm() < 1e-2 * want.norm()
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "int2"])
+@pytest.mark.parametrize("heads", [1, 2, 3, 4, 7])
+def test_exact_queries_keep_their_bits_beside_a_large_element(heads, kind, device):
+    """An element is off by a bit of float32 of the row's largest at most, and the sum by its own roundings."""
+    part = one_part(29, [70], kind, kind, heads=1)
+    q = queries(29, 1, 1, heads, 64) / 100
+    q[..., 5] = 3.7
+    got = call(q, [part], part.lens, device, max_len=70, scale=1.0)[2].cpu().double()
+    rows = packed_oracle.held([part], 0, 0, 64)
+    keys = torch.tensor(np.array([rows[j][0] for j in range(70)]))
+    want = torch.einsum("hd,jd->hj", q[0, 0].double(), keys)
+    bound = 3.7 * 2**-23 * keys.abs().sum(-1) + 2**-20 * torch.einsum(
+        "hd,jd->hj", q[0, 0].double().abs(), keys.abs()
+    )
+    assert ((got[0, 0] - want).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "int2"])
+@pytest.mark.parametrize("heads", [3, 4])
+def test_a_row_that_is_not_finite_leaves_the_others_alone(heads, kind, device):
+    part = one_part(30, [70], kind, kind, heads=1)
+    q = queries(30, 1, 1, heads, 64)
+    want, want_lse, _ = packed_oracle.packed_decode(q, [part], part.lens)
+    for bad in (float("nan"), float("inf")):
+        q[0, 0, 1, 7] = bad
+        out, lse, _ = call(q, [part], part.lens, device)
+        for h in (0, 2):
+            assert_within_dtype_error(out[0, 0, h], want[0, 0, h], q.dtype)
+            assert_within_dtype_error(lse[0, 0, h], want_lse[0, 0, h], q.dtype)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("tail", [0.0002, 0.0003, 0.00033])
+def test_many_small_weights_beside_a_large_one(kind, tail, device):
+    """Equal weights are rounded alike, and what that adds up to stays within bf16's own rounding."""
+    part = one_part(31, [256], kind, kind, heads=1, dtype=torch.bfloat16)
+    part.k[...] = part.k[0, 0, 0]
+    for side in "kv":
+        getattr(part, f"{side}_scale")[...] = 0.01
+        getattr(part, f"{side}_zero")[...] = -0.01
+    part.v[...] = part.v[0, 0, 1]
+    part.k[int(part.block_table[0, 1]), 0, 36] = 0
+    part.v[int(part.block_table[0, 1]), 0, 36] = 0
+    keys = packed_oracle.held([part], 0, 0, 64)
+    away = keys[200][0] - keys[100][0]
+    q = torch.tensor(away / (away @ away) * np.log(tail)).to(torch.bfloat16).expand(1, 1, 4, 64)
+    out, _, _ = call(q, [part], part.lens, device, scale=1.0)
+    want, _, _ = packed_oracle.packed_decode(q, [part], part.lens, scale=1.0)
+    top = max(abs(keys[j][1]).max() for j in (100, 200))
+    assert ((out.cpu().double() - want).abs() <= 2**-8 * want.abs() + 1.1e-3 * top).all()
 
 
 def test_a_position_that_no_part_holds_is_not_read(device):
