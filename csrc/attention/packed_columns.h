@@ -18,11 +18,6 @@ inline Ints load_ints(const uint8_t* p) {
   return x;
 }
 
-// Codes of a byte.
-template <Codec C>
-constexpr int kByteCodes = C == Codec::int8   ? 1
-                           : C == Codec::int4 ? 2
-                                              : 4;
 template <Codec C>
 constexpr int kTopCode = C == Codec::int8   ? 255
                          : C == Codec::int4 ? 15
@@ -34,12 +29,12 @@ template <Codec C>
 struct FloatColumns {
   using Query = float;
   using Sum = Vec;
-  static constexpr int kSteps = 4 * kByteCodes<C>, kDims = kSteps;  // of a column
+  static constexpr int kSteps = 4 * kCodesOfByte<C>, kDims = kSteps;  // of a column
   template <int S>
   static Vec codes(Ints column) {
-    constexpr int kShift = S % 4 * 8 + S / 4 * (8 / kByteCodes<C>);
+    constexpr int kShift = S % 4 * 8 + S / 4 * (8 / kCodesOfByte<C>);
     const Ints x = kShift ? shift<kShift>(column) : column;
-    return floats(kShift + 8 / kByteCodes<C> == 32 ? x : mask(x, kTopCode<C>));
+    return floats(kShift + 8 / kCodesOfByte<C> == 32 ? x : mask(x, kTopCode<C>));
   }
   static Vec query(float q) { return splat(q); }
   static Vec add(Vec sum, Vec codes, Vec query) { return fma(codes, query, sum); }
@@ -55,11 +50,11 @@ template <Codec C>
 struct ByteColumns {
   using Query = FourBytes;
   using Sum = Ints;
-  static constexpr int kSteps = kByteCodes<C>, kDims = 4 * kSteps;  // of a column
+  static constexpr int kSteps = kCodesOfByte<C>, kDims = 4 * kSteps;  // of a column
   template <int S>
   static Ints codes(Ints column) {
     if constexpr (C == Codec::int8) return column;
-    const __m512i x = S ? _mm512_srli_epi16(column.v, S * (8 / kByteCodes<C>)) : column.v;
+    const __m512i x = S ? _mm512_srli_epi16(column.v, S * (8 / kCodesOfByte<C>)) : column.v;
     return {_mm512_and_si512(x, _mm512_set1_epi8(kTopCode<C>))};
   }
   static Ints query(FourBytes q) {

@@ -178,11 +178,13 @@ __attribute__((noinline)) void byte_weighted(const uint8_t* w, const float* unit
                                              const uint8_t* const* v, int n, int i,
                                              const float* keep, const float* add, float* out,
                                              int os, Ahead& ahead) {
+  // So many here, of 32 dimensions of four keys, are four whole rows over all dimensions.
+  constexpr int kLines = C == Codec::int8 ? 2 : 1;
   Ints sum[2 * R][2];
 #pragma GCC unroll 8
   for (int s = 0; s < 2 * R; ++s) sum[s][0].v = sum[s][1].v = _mm512_setzero_si512();
   for (int j = 0; j < n; j += 4) {
-    if (i == 0) ahead.call(4);
+    ahead.lines(kLines);
     __m512i low, high;
     codes_of_four<C>(v + j, i, low, high);
 #pragma GCC unroll 8

@@ -155,6 +155,11 @@ struct Unpack<Codec::int2> {  // byte j of 8: dimensions j, j + 8, j + 16, j + 2
 #endif
 };
 
+template <Codec C>
+constexpr int kCodesOfByte = C == Codec::int4   ? 2
+                             : C == Codec::int2 ? 4
+                                                : 1;
+
 // Units of `dims` dimensions (a multiple of 32, or of 16 for whole bytes).
 template <Codec C>
 inline int units_of(int dims) {
@@ -262,11 +267,13 @@ __attribute__((noinline)) void packed_weighted(const float* w, const uint8_t* co
                                                int unit, const float* keep, const float* add,
                                                float* out, int os, Ahead& ahead) {
   using U = Unpack<C>;
+  // So many here, of four keys, are four whole rows over all dimensions.
+  constexpr int kBytes = 4 * N * 32 / (kCodesOfByte<C> * U::kUnits), kLines = (kBytes + 63) / 64;
   Vec acc[R][N * U::kVecs];
   for (int r = 0; r < R; ++r)
     for (int i = 0; i < N * U::kVecs; ++i) acc[r][i] = splat(add[r]);
   for (int j = 0; j < n;) {
-    if (unit == 0) ahead.call(4);
+    ahead.lines(kLines);
     const int end = n - j < 4 ? n : j + 4;
 #pragma GCC unroll 1  // or the sums of several keys leave the registers
     for (; j < end; ++j) {
