@@ -72,17 +72,17 @@ struct WordDots {
 };
 #endif
 
-// Rounds a row to integers of at most `limit` and returns what one stands for; NaN where a row is
-// not finite.
+// Rounds a row of whole vectors to integers of at most `limit` and returns what one stands for; NaN
+// where a row is not finite, or too small for it.
 inline float round_row(const float* x, int n, float limit, int32_t* out) {
-  float top = 0, probe = 0;
-  for (int i = 0; i < n; ++i) {
-    const float a = std::fabs(x[i]);
-    top = a > top ? a : top;
-    probe += x[i] * 0;
+  Vec most = zero(), probe = zero();
+  for (int i = 0; i < n; i += Vec::width) {
+    const Vec v = load(x + i);
+    most = max(most, max(v, zero() - v));
+    probe = fma(v, zero(), probe);
   }
-  if (probe != 0) return NAN;
-  const float inverse = top > 0 ? limit / top : 0;
+  const float top = largest(most), inverse = top > 0 ? limit / top : 0;
+  if (sum(probe) != 0 || inverse == INFINITY) return NAN;
   for (int i = 0; i < n; ++i) out[i] = int32_t(std::nearbyint(x[i] * inverse));
   return top / limit;
 }

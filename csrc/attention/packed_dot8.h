@@ -28,11 +28,13 @@ inline int byte_query_at(int r, int c, int dim, int bytes) {
 // The largest integer of so many signed bytes whose highest is at most 127, all others 0.
 constexpr int byte_limit(int bytes) { return 127 << 8 * (bytes - 1); }
 
-// An integer of at most byte_limit(bytes) as signed bytes, 64 apart.
-inline void put_bytes(int32_t x, int bytes, int8_t* to) {
+// Integers of at most byte_limit(bytes), of sixteen dimensions, as signed bytes: byte 0 to `to`,
+// the next 64 behind.
+inline void put_bytes(const int32_t* x, int bytes, int8_t* to) {
+  __m512i left = _mm512_loadu_si512(x);
   for (int i = bytes - 1; i >= 0; --i) {
-    to[i * 64] = int8_t(x);
-    x = (x - int8_t(x)) >> 8;
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i * 64), _mm512_cvtepi32_epi8(left));
+    left = _mm512_srai_epi32(_mm512_add_epi32(left, _mm512_set1_epi32(128)), 8);  // signed ones off
   }
 }
 

@@ -28,22 +28,28 @@ inline float zero_at(const Side& x, int64_t at) {
 
 inline int groups_of(const Side& x, int dim) { return x.channel ? 1 : dim / x.group; }
 
-// The scales of keys that lie one behind the other, one or two groups each (or four, where
-// registers are wide): as many as come a vector at a time. Returns how many.
-inline int load_vectors(const Side& x, const void* data, int64_t at, int n, int groups,
-                        float factor, float* out) {
+// Whether vectors can take scales: float16, a key's beside each other, one or two groups of them,
+// or four where registers are wide.
+inline bool in_vectors([[maybe_unused]] const Side& x, [[maybe_unused]] int groups) {
 #if defined(__AVX2__)
   const bool few = groups <= 2 || (Vec::width == 16 && groups == 4);
-  if (x.wide_scale || x.s_g != 1 || x.s_p != groups || !few) return 0;
-  const f16* from = static_cast<const f16*>(data) + at;
+  return !x.wide_scale && few && (groups == 1 || x.s_g == 1);
+#else
+  return false;
+#endif
+}
+
+// Of keys whose scales lie one behind the other: out[g * kTile + j], as many keys as come a vector
+// at a time. Returns how many.
+inline int load_vectors([[maybe_unused]] const uint16_t* from, [[maybe_unused]] int n,
+                        [[maybe_unused]] int groups, [[maybe_unused]] float factor,
+                        [[maybe_unused]] float* out) {
+  int j = 0;
 #if defined(__AVX512F__)
   const Vec f = splat(factor);
   const auto sixteen = [&](__m256i x) { return Vec{_mm512_cvtph_ps(x)} * f; };
-  int j = 0;
   for (; j + 16 <= n; j += 16) {
-    const f16* one = from + j * groups;
-    for (int i = 0; i < groups; i += 2)  // the next tile's lie behind, as a rule
-      __builtin_prefetch(one + kTile * groups + i * 16, 0, 3);
+    const uint16_t* one = from + j * groups;
     if (groups == 1) {
       store(out + j, sixteen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(one))));
       continue;
@@ -62,13 +68,12 @@ inline int load_vectors(const Side& x, const void* data, int64_t at, int n, int 
       store(out + (g + 1) * kTile + j, sixteen(_mm512_cvtepi32_epi16(_mm512_srli_epi32(two, 16))));
     }
   }
-#else
+#elif defined(__AVX2__)
   const __m256 f = _mm256_set1_ps(factor);
   const auto eight = [&](int i) {
     return _mm256_mul_ps(
         _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))), f);
   };
-  int j = 0;
   for (; j + 8 <= n; j += 8) {
     const __m256 a = eight(j * groups);
     if (groups == 1) {
@@ -84,33 +89,60 @@ inline int load_vectors(const Side& x, const void* data, int64_t at, int n, int 
   }
 #endif
   return j;
-#else
-  return 0;
-#endif
+}
+
+// The scales or zeros of a tile's keys wherever they lie, one behind the other, zeros behind n.
+template <int Groups>
+void gather_scales(const Side& x, const uint16_t* data, const Rows& t, uint16_t* to) {
+  for (int i = 0; i < t.stretches; ++i) {
+    const Stretch& run = t.stretch[i];
+    const uint16_t* from = data + run.page * x.s_n + run.slot * x.s_p;
+    for (int j = run.from; j < run.to; ++j, from += x.s_p)
+      std::memcpy(to + j * Groups, from, Groups * sizeof(uint16_t));
+  }
+  for (int j = t.n * Groups; j < round_up(t.n, 16) * Groups; ++j) to[j] = 0;
 }
 
 // Token geometry. Keys behind n get zeros.
 void load_scales(const Side& x, const Rows& t, int hkv, int groups, TileScales& y) {
   const float factor = x.codec == Codec::e4m3 ? 256 : 1;
   const float middle = x.codec == Codec::int8 ? -128 : 0;  // of the codes, where no zero says so
-  const auto place = [&](const Stretch& run, int j) {
-    return run.page * x.s_n + hkv * x.s_h + (run.slot + j - run.from) * x.s_p;
-  };
-  const auto load_run = [&](const Stretch& run, int j) {
-    const int64_t at = place(run, j);
-    const int n = run.to - j;
-    const int done = load_vectors(x, x.scale, at, n, groups, factor, y.scale + j);
-    if (done)
-      load_vectors(x, x.zero ? x.zero : x.scale, at, n, groups, x.zero ? 1 : middle, y.zero + j);
+  const auto load = [&](const void* scale, const void* zero, int64_t at, int n, int j) {
+    const auto of = [&](const void* data) { return static_cast<const uint16_t*>(data) + at; };
+    const int done = load_vectors(of(scale), n, groups, factor, y.scale + j);
+    if (done) load_vectors(of(zero ? zero : scale), n, groups, zero ? 1 : middle, y.zero + j);
     return done;
   };
-  const bool long_ones = t.stretches * 8 <= t.n;  // no branch foresees where short ones end
+  const bool vectors = in_vectors(x, groups);
+  const bool runs = vectors && x.s_p == groups && t.stretches * 8 <= t.n;  // long ones
+  if (vectors && !runs) {
+    uint16_t raw[2][kTile * 4];
+    const auto gather = [&](const void* data, uint16_t* to) {
+      const uint16_t* head = static_cast<const uint16_t*>(data) + hkv * x.s_h;
+      if (groups == 1) return gather_scales<1>(x, head, t, to);
+      if (groups == 2) return gather_scales<2>(x, head, t, to);
+      gather_scales<4>(x, head, t, to);
+    };
+    gather(x.scale, raw[0]);
+    if (x.zero) gather(x.zero, raw[1]);
+    load(raw[0], x.zero ? raw[1] : nullptr, 0, round_up(t.n, 16), 0);
+    return;
+  }
   for (int i = 0, j = 0; j < t.n;) {
     i += j == t.stretch[i].to;
     const Stretch& run = t.stretch[i];
-    if (long_ones && j == run.from) j += load_run(run, j);
-    if (j == run.to) continue;
-    const int64_t at = place(run, j);
+    const int64_t at = run.page * x.s_n + hkv * x.s_h + (run.slot + j - run.from) * x.s_p;
+    if (runs && j == run.from) {
+#if defined(__AVX512F__)
+      for (int line = 0; line < (run.to - j) * groups; line += 32) {  // the next tile's, as a rule
+        __builtin_prefetch(static_cast<const uint16_t*>(x.scale) + at + kTile * groups + line);
+        if (x.zero)
+          __builtin_prefetch(static_cast<const uint16_t*>(x.zero) + at + kTile * groups + line);
+      }
+#endif
+      j += load(x.scale, x.zero, at, run.to - j, j);
+      if (j > run.from) continue;
+    }
     for (int g = 0; g < groups; ++g) {
       const float one = stored(x, x.scale, at + g * x.s_g);
       y.scale[g * kTile + j] = one * factor;

@@ -55,15 +55,21 @@ void place_packed_query(const Side& k, float* row, int r, int rows, int dim, Pac
     const float limit = 127;
 #endif
     const float one = x.q_scale[r] = round_row(row, dim, limit, rounded);
-    if (one != one) x.query_bytes = 0;
-    for (int c = 0; c < dim && x.query_bytes; ++c) {
-      row[c] = rounded[c] * one;
+    if (one != one) {
+      x.query_bytes = 0;
+    } else {
+      for (int c = 0; c < dim; ++c) row[c] = rounded[c] * one;
 #if defined(__AVX512VNNI__)
-      const int at =
-          k.tiles ? (c / 4 * rows + r) * 4 + c % 4 : byte_query_at(r, c, dim, x.query_bytes);
-      put_bytes(rounded[c], x.query_bytes, x.rounded + at);
+      if (k.tiles)
+        for (int c = 0; c < dim; ++c)
+          x.rounded[(c / 4 * rows + r) * 4 + c % 4] = int8_t(rounded[c]);
+      else
+        for (int c = 0; c < dim; c += 16)
+          put_bytes(rounded + c, x.query_bytes,
+                    x.rounded + byte_query_at(r, c, dim, x.query_bytes));
 #else
-      x.rounded[(c / kWords * rows + r) * kWords + c % kWords] = int16_t(rounded[c]);
+      for (int c = 0; c < dim; ++c)
+        x.rounded[(c / kWords * rows + r) * kWords + c % kWords] = int16_t(rounded[c]);
 #endif
     }
   }
