@@ -7,16 +7,16 @@ miss the cache, and int8 beats bf16 by what bf16 spends beside the same products
 With VNNI (Zen 5: two products of 64 bytes a cycle, as many as of 16 floats), ns a key of one thread, 32/8x128, hot:
 
 - Floats: 17.5, of which scores 8, values 5.7, softmax 1.8. Exact scores are queries as three signed bytes, 24 bits of
-  their largest element: 12 products of a row of 64 for four queries, no widening, sums added across a vector once a key.
-  Predicted 4.5 for 7.5, seen 4.5. Values: weights of a tile as two bytes, for bf16 alone. Predicted 2.6, seen 3.5 for 5;
+  their largest element: 12 products of a row of 64 for four queries, no widening, sums over a vector once a key.
+  Predicted 4.5 for 7.5, seen 4.5. Values: weights of a tile as two bytes, bf16 alone. Predicted 2.6, seen 3.5 for 5;
   three bytes, which float32 would need, gain nothing. In all 12.5, with an int8 query (one byte) 10.5.
 - GCC moves 16 sums about once a loop, unless each is pinned (a third of the time), and clears them with `rep stos`.
 - Tiles of 128 keys for 64: a tenth, since a tile waits once for its softmax. Scales of a tile ahead called into the
   cache: a tenth from memory. Lines of the next keys called over all passes of the values instead of in the first: 5 to
   16 % from memory. More even than that, or huge pages (3 %): nothing.
 - The cache's bytes then take as long as the arithmetic, and a core seldom overlaps all of both: 9/3x64 takes 95 us with
-  two threads hot and 125 to 140 from memory. Ratios to bf16 follow the memory: 1.0 to 1.4 and 1.2 to 1.5 in runs minutes
-  apart, the larger ones where it is slow.
+  two threads hot, 125 to 140 from memory. Ratios to bf16 follow the memory: 1.0 to 1.4 and 1.2 to 1.5 in runs minutes
+  apart, the larger where it is slow.
 
 - Sums that leave their registers cost most: queries lie vector by vector, sums are pinned, int4 loads its bytes twice,
   and the values' loop over keys is not unrolled.
@@ -30,8 +30,8 @@ With VNNI (Zen 5: two products of 64 bytes a cycle, as many as of 16 floats), ns
 With pages of a head side by side (EPYC, Zen 5, two threads, caches from memory) int8 takes 172 us for 195 at 9/3x64,
 773 for 887 at 32/8x128; bf16 gains as much.
 
-Keys in tiles of sixteen tokens need no sums across a vector. That was 3 to 10 % of a call on one thread with products of
-floats, hot (EPYC, Zen 5), and nothing from memory; exact scores out of rows by bytes are faster than that.
+Keys in tiles of sixteen tokens need no sums across a vector. That was 3 to 10 % of a call on one thread with products
+of floats, hot (EPYC, Zen 5), and nothing from memory; exact scores out of rows by bytes are faster than that.
 Loops over pieces and rows must be unrolled by pragma, or the sums live on the stack (a tenth slower than rows).
 
 Selections out of int4 pages wait for memory: a key is six cache lines (codes, scale and zero, twice), and 1024 of 16384
