@@ -13,7 +13,7 @@ class Lookahead {
       : k_bytes_(k_bytes),
         v_bytes_(v_bytes),
         values_(values),
-        second_(kSecond && !cpu::tuned_for_amd()),
+        second_(kWide && !cpu::tuned_for_amd()),
         keys_(k_bytes + v_bytes <= 256 ? kTile : 64),
         far_(second_ || (!kWide && keys_ * (k_bytes + v_bytes) <= 16384)),
         lead_(far_ ? keys_ : lead_rows(k_bytes)) {}
@@ -39,7 +39,7 @@ class Lookahead {
  private:
   // With registers this wide a tile is soon through: a whole one ahead pays, in the second cache,
   // but on AMD's CPUs, where a call into that holds up the core (a third more time).
-  static constexpr bool kWide = Vec::width == 16, kSecond = kWide;
+  static constexpr bool kWide = Vec::width == 16;
 
   // Rows of keys that are called before they are needed: some 8 or 16 KB of them, and a tile where
   // the registers of AVX2 give the memory time (on a Zen 3 a tenth of a thread's, with float32).

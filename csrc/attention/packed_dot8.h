@@ -98,10 +98,10 @@ __attribute__((noinline)) void byte_dots(const int8_t* queries, int groups, int 
   }
 }
 
-// ---- Sums over values. Weights are two bytes, unsigned, of the largest of a tile's, so that a
-// tile of 128 keys is off by 1e-3 of its largest value at the very most, half of what rounding to
-// bf16 may do. Codes are signed here, int8 after its middle of 128 is taken off. A vector holds
-// sixteen dimensions of four keys.
+// ---- Sums over values. Weights are two bytes, unsigned, of the largest of a tile's: half a unit
+// off each, which over 128 keys is 1e-3 of the range of a group's values at the very most. Codes
+// are signed here, int8 after its middle of 128 is taken off. A vector holds sixteen dimensions of
+// four keys.
 
 // Sixteen bytes of dimensions of four keys, [key][dimension] in, [dimension][key] out, given as
 // groups of four dimensions of all four keys.

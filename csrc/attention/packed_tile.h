@@ -24,13 +24,13 @@ struct PackedScratch {
   float q_scale[kMaxRows];
 };
 
-template <Codec C>
-constexpr bool kIntegers = C == Codec::int8 || C == Codec::int4 || C == Codec::int2;
+constexpr bool integers(Codec c) {
+  return c == Codec::int8 || c == Codec::int4 || c == Codec::int2;
+}
 
 // Whether codes of a side can meet integers.
 inline bool integer_products(const Side& x, int dim) {
-  const bool integers = x.codec == Codec::int8 || x.codec == Codec::int4 || x.codec == Codec::int2;
-  return integers && !x.channel && dim / groups_of(x, dim) % 32 == 0;
+  return integers(x.codec) && !x.channel && dim / groups_of(x, dim) % 32 == 0;
 }
 
 // PackedScratch::query_bytes for `rows` queries, to be rounded to 8 bits if `round`.
@@ -222,13 +222,13 @@ void score_packed(const Side& k, const Rows& t, int hkv, int rows, int dim, Pack
     constexpr Codec C = decltype(codec)::value;
     int done = 0;
 #if defined(__AVX512VNNI__)
-    if constexpr (kIntegers<C>)
+    if constexpr (integers(C))
       if (x.query_bytes)
         done = x.query_bytes == 1 ? score_bytes<C, 1>(t, rows, groups, dim, x, s, ahead)
                                   : score_bytes<C, kExactBytes>(t, rows, groups, dim, x, s, ahead);
 #elif defined(__AVX2__)
     using Words = WordDots<C>;
-    if constexpr (kIntegers<C>)
+    if constexpr (integers(C))
       if (x.query_bytes)
         return packed_scores<Words>(x.rounded, 0, rows, groups, size / (Words::kVecs * kWords), t.k,
                                     t.n, x.dots, ahead, [&](int first, int count) {
@@ -301,7 +301,7 @@ void add_packed(const Side& v, const Rows& t, int hkv, const float* w, int rows,
     constexpr Codec C = decltype(codec)::value;
     for (int g = 0; g < groups; ++g) {
 #if defined(__AVX512VNNI__)
-      if constexpr (kIntegers<C>)
+      if constexpr (integers(C))
         if (narrow && size % 32 == 0 && weights_as_bytes<C>(w, rows, t.n, g, x)) {
           byte_values<C>(x.weights, x.unit, rows, t.v, t.n, g * size / 32, (g + 1) * size / 32,
                          keep, x.add, out, os, ahead);

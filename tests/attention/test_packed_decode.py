@@ -9,6 +9,7 @@ from compare import assert_within_dtype_error, refusing_head_dim
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tokops import _native
 from tokops.attention import Part, inputs, merge_states, packed_decode, paged_decode
 from tokops.attention.inputs import int32
 from tokops.attention.packed_cases import in_tiles, layered, one_part, queries, reordered
@@ -490,6 +491,9 @@ def test_full_pages_equal_paged_decode(dtype, device):
         if device.type == "cuda" and dtype == torch.bfloat16:  # packed_decode's operands are float16 there
             assert_within_dtype_error(got[0], want[0], dtype)
             assert_within_dtype_error(got[1], want[1], torch.float16)
+        elif "cpu" not in _native.loaded:  # the references sum in other orders
+            assert_within_dtype_error(got[0], want[0], dtype)
+            assert_within_dtype_error(got[1], want[1], torch.float32)
         else:
             assert torch.equal(got[0], want[0])
             assert torch.equal(got[1], want[1])

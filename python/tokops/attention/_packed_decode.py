@@ -241,8 +241,8 @@ def packed_decode(
     All query heads of a KV head read each cached byte once, and no decoded copy is made. Lengths, visibility,
     selections and scores are by logical position, as in :func:`paged_decode`; parts say which positions they hold.
     A CPU with VNNI multiplies integer codes by bytes: queries as three of them, no fewer bits than a float32 of the
-    row's largest element; and, where q is bfloat16, softmax weights as two of the largest among 128 keys, which is
-    off by 1e-3 of the largest value at most.
+    row's largest element; and, where q is bfloat16, softmax weights as two of the largest among 128 keys, which
+    puts ``out`` off by 1e-3 of the range of a group's values at the very most.
 
     Args:
         q: ``[B, T, Hq, D]`` float32, bfloat16 or float16.
