@@ -41,6 +41,13 @@ def test_grammar_example(capsys):
     assert said["country"] == "France"
 
 
+@pytest.mark.model
+def test_draft_example(capsys):
+    pytest.importorskip("transformers", reason="the extra `hf` is not installed")
+    exec(compile(BLOCKS[3], str(README), "exec"), {})
+    assert "tokens per call" in capsys.readouterr().out
+
+
 def rows(title: str) -> set[str]:
     """The names in code quotes in the first column of the table with that title."""
     table = TEXT[TEXT.index(f"| {title}") :].split("\n\n")[0].splitlines()[2:]

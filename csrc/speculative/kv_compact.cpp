@@ -24,22 +24,26 @@ struct Pool {
   }
 };
 
-Pool pool_of(const Tensor& t, int64_t index, const Tensor& table) {
+// The pools of one argument: [N, H, P, D], or several in one tensor, [L, N, H, P, D].
+void add_pools(std::vector<Pool>* pools, const Tensor& t, size_t index, const Tensor& table) {
   const auto name = [&] { return "pools[" + std::to_string(index) + "]"; };
   const auto sizes = t.sizes(), strides = t.strides();
-  STD_TORCH_CHECK(sizes.size() == 4, kOp, ": ", name(), " must have 4 dimensions, got ",
-                  sizes.size());
+  const size_t dims = sizes.size();
+  STD_TORCH_CHECK(dims == 4 || dims == 5, kOp, ": ", name(), " must have 4 or 5 dimensions, got ",
+                  dims);
   STD_TORCH_CHECK(t.device() == table.device(), kOp, ": ", name(),
                   " must be on the same device as the first argument");
   Pool pool{static_cast<char*>(t.mutable_data_ptr()), int64_t(t.element_size()), {}, {}};
-  std::copy(sizes.begin(), sizes.end(), pool.size.begin());
-  std::copy(strides.begin(), strides.end(), pool.stride.begin());
+  std::copy(sizes.end() - 4, sizes.end(), pool.size.begin());
+  std::copy(strides.end() - 4, strides.end(), pool.stride.begin());
   STD_TORCH_CHECK(pool.size[3] <= 1 || pool.stride[3] == 1, kOp, ": ", name(),
                   " must have a contiguous last dimension");
-  return pool;
+  const int64_t count = dims == 5 ? sizes[0] : 1, step = dims == 5 ? strides[0] : 0;
+  STD_TORCH_CHECK(count < 2 || step != 0, kOp, ": ", name(), " must not hold a pool twice");
+  for (int64_t i = 0; i < count; ++i, pool.data += step * pool.element) pools->push_back(pool);
 }
 
-void check_shape_of(const Pool& pool, int64_t index, bool per_head, const Pool& first) {
+void check_shape_of(const Pool& pool, size_t index, bool per_head, const Pool& first) {
   const int64_t heads = per_head ? 1 : first.size[1];
   const bool fits =
       pool.size[0] == first.size[0] && pool.size[1] == heads && pool.size[2] == first.size[2];
@@ -89,13 +93,13 @@ void kv_compact_op(const std::vector<Tensor>& tensors, const Tensor& block_table
     check_tensor(kOp, "counts", *counts, 1, {ScalarType::Int}, block_table);
     check_shape(kOp, "counts", *counts, {shape[0]}, "[B]");
   }
-  if (tensors.empty()) return;
   std::vector<Pool> pools;
-  pools.reserve(tensors.size());
+  pools.reserve(2 * tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
-    pools.push_back(pool_of(tensors[i], int64_t(i), block_table));
-    check_shape_of(pools.back(), int64_t(i), per_head, pools.front());
+    add_pools(&pools, tensors[i], i, block_table);
+    if (!pools.empty()) check_shape_of(pools.back(), i, per_head, pools.front());
   }
+  if (pools.empty()) return;
   const Pool& first = pools.front();
   const Tensor table = contiguous(block_table), starts = contiguous(base), kept = contiguous(rows);
   const auto live = contiguous_or_none(counts);

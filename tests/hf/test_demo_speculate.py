@@ -265,6 +265,11 @@ def test_the_commands(model, tmp_path, monkeypatch):
     assert found.exit_code == 0, found.output
     assert "0 of 16 texts differ" in " ".join(found.output.split())
     assert (tmp_path / "exactness.json").exists()
+    found = invoke(
+        "demo", "--speculate", "--exactness", "--quick", "--draft", "early_exit", "--out", tmp_path
+    )
+    assert "0 of 8 texts differ" in " ".join(found.output.split())
+    assert "prompt_lookup" not in found.output
 
 
 @pytest.mark.parametrize(
@@ -273,6 +278,8 @@ def test_the_commands(model, tmp_path, monkeypatch):
         (("--compose", "--speculate"), "give one of them"),
         (("--exactness",), "goes with --speculate"),
         (("--compose", "--exactness"), "goes with --speculate"),
+        (("--speculate", "--draft", "early_exit"), "goes with --exactness"),
+        (("--speculate", "--exactness", "--draft", "medusa"), "must be prompt_lookup or early_exit"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(arguments, words, tmp_path):

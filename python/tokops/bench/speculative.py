@@ -158,14 +158,15 @@ def compact(batch, layers, heads, d, accepted, dtype, device) -> Workload:
     gen = torch.Generator().manual_seed(4)
     pages = torch.randperm(batch, generator=gen)
     shape, generator = (batch, heads, _PAGE, d), torch.Generator(device).manual_seed(5)
-    pools = [
-        torch.randn(shape, generator=generator, device=device).to(dtype) for _ in range(2 * layers)
-    ]  # keys and values
+    together = [
+        torch.randn((2, *shape), generator=generator, device=device).to(dtype) for _ in range(layers)
+    ]  # keys and values, as caches hold them
+    pools = [pool for layer in together for pool in layer]
     base = torch.randint(0, _PAGE - 4 * accepted, (batch,), generator=gen)
     later = [torch.randperm(3 * accepted, generator=gen)[:accepted].sort().values + 2 for _ in range(batch)]
     kept = torch.cat([torch.zeros(batch, 1).long(), torch.stack(later)], 1)  # the root stays, all others move
     table, begin, rows = (x.int().to(device) for x in (pages[:, None], base, kept))
-    ours = partial(kv_compact, pools, table, begin, rows)
+    ours = partial(kv_compact, together, table, begin, rows)
     source = (base[:, None] + kept).to(device)[:, 1:]
     target = (base[:, None] + torch.arange(1, accepted + 1)).to(device)
     page = pages.to(device)[:, None]
@@ -174,9 +175,8 @@ def compact(batch, layers, heads, d, accepted, dtype, device) -> Workload:
         for pool in pools:
             pool[page, :, target] = pool[page, :, source]
 
-    moved = [pool[page, :, source] for pool in pools]
-    together = torch.stack(moved)
-    elsewhere = torch.empty_like(together)
+    moved = torch.stack([pool[page, :, source] for pool in pools])
+    elsewhere = torch.empty_like(moved)
 
     def check():
         before = [pool[page, :, source] for pool in pools]
@@ -184,8 +184,8 @@ def compact(batch, layers, heads, d, accepted, dtype, device) -> Workload:
         for pool, want in zip(pools, before, strict=True):
             assert torch.equal(pool[page, :, target], want), "kv_compact moved other rows"
 
-    peers: Peers = {COPY: partial(elsewhere.copy_, together), BY_POOL: one_by_one}
-    return Workload(ours, peers, (together,), check)
+    peers: Peers = {COPY: partial(elsewhere.copy_, moved), BY_POOL: one_by_one}
+    return Workload(ours, peers, (moved,), check)
 
 
 def draws(rows, vocabulary, dtype, device) -> Workload:

@@ -3,6 +3,7 @@
 import pathlib
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -43,6 +44,10 @@ def demo(
             help="With --speculate: no speeds, but whether 20 prompts give the tokens of plain decoding.",
         ),
     ] = False,
+    draft: Annotated[
+        str,
+        typer.Option(help="With --exactness: prompt_lookup or early_exit alone; early exit takes an hour."),
+    ] = "",
     constrain: Annotated[
         bool,
         typer.Option(
@@ -71,8 +76,10 @@ def demo(
         )
     if exactness and not speculate:
         raise typer.BadParameter("--exactness goes with --speculate")
-    chosen = [
-        (exactness, _exactness),
+    if draft and not exactness:
+        raise typer.BadParameter("--draft goes with --exactness")
+    chosen: list[tuple[bool, Callable]] = [
+        (exactness, partial(_exactness, draft)),
         (speculate, _speculate),
         (compose, _compose),
         (constrain, _constrain),
@@ -144,15 +151,21 @@ def _speculate(quick: bool, out: pathlib.Path, stage: Callable) -> tuple[list, l
     return [speculate_report.table(result), *said], [out / "speculate.json", out / "speculate.png"]
 
 
-def _exactness(quick: bool, out: pathlib.Path, stage: Callable) -> tuple[list, list[pathlib.Path]]:
+def _exactness(
+    draft: str, quick: bool, out: pathlib.Path, stage: Callable
+) -> tuple[list, list[pathlib.Path]]:
     """Tokens of speculation against plain decoding's: what to print, and the file that was written."""
     from tokops.bench.run import machine
     from tokops.demo import exactness
+    from tokops.demo.speculate import DRAFTS
     from tokops.hf import model
     from tokops.kv.report import write_json
 
+    if draft and draft not in DRAFTS:
+        raise typer.BadParameter(f"--draft must be {' or '.join(DRAFTS)}, got {draft}")
     smollm2, tokenizer = model.load_smollm2(torch.float32)
-    result = exactness.run(smollm2, tokenizer, exactness.QUICK if quick else exactness.FULL, stage)
+    plan = exactness.QUICK if quick else exactness.FULL
+    result = exactness.run(smollm2, tokenizer, plan, stage, (draft,) if draft else DRAFTS)
     write_json(result, machine(), out / "exactness.json")
     return [exactness.table(result), exactness.sentence(result)], [out / "exactness.json"]
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tokops.hf.quality import Difference, first_difference
 
 from .run import Stage
-from .speculate import STOCK, name_of, reference, speculating, stock
+from .speculate import DRAFTS, STOCK, name_of, reference, speculating, stock
 from .texts import Text, ragged
 
 #: Tokens may differ only where plain decoding's two largest logits are less than this apart.
@@ -81,7 +81,13 @@ def padded(texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
     return torch.stack(ids), torch.stack(masks)
 
 
-def run(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plan: Plan, stage: Stage) -> Result:
+def run(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: Plan,
+    stage: Stage,
+    drafts: Sequence[str] = DRAFTS,
+) -> Result:
     """Decode all prompts plainly one by one, and with every drafter one by one and in batches of different lengths.
 
     Args:
@@ -89,6 +95,7 @@ def run(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plan: Plan, 
         tokenizer: its tokenizer.
         plan: sizes.
         stage: begins a progress bar.
+        drafts: what drafts, as :class:`~tokops.methods.Speculate` calls it.
     """
     texts = ragged(tokenizer, plan.prompts, plan.shortest, plan.longest)
     result, plain = Result(name_of(model), plan), stock(model)
@@ -97,7 +104,7 @@ def run(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plan: Plan, 
         found, gaps = reference(plain, text, plan.new)
         expected.append((found.tokens[0], gaps))
         tick(1)
-    for way in speculating(model):
+    for way in speculating(model, drafts):
         for batch in (1, plan.batch):
             tick = stage(f"{way.name}, batch {batch}", plan.prompts)
             for first in range(0, plan.prompts, batch):

@@ -1,7 +1,7 @@
 """Speculation on a real model: tokens per call and per second, beside stock decoding and transformers' lookup."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -19,7 +19,8 @@ from .texts import Text, kinds
 
 STOCK, STOCK_LOOKUP, DENSE = "stock greedy", "stock prompt lookup", "Dense"
 DENSE_LOOKUP = "transformers' lookup over Dense"
-LOOKUP, EARLY_EXIT = "Speculate(prompt_lookup)", "Speculate(early_exit)"
+DRAFTS = ("prompt_lookup", "early_exit")
+LOOKUP, EARLY_EXIT = (f"Speculate({draft})" for draft in DRAFTS)
 _THEIR_LOOKUP = {"prompt_lookup_num_tokens": 10}
 
 
@@ -165,12 +166,9 @@ def stock(model: PreTrainedModel) -> Way:
     return Way(STOCK, model)
 
 
-def speculating(model: PreTrainedModel) -> list[Way]:
+def speculating(model: PreTrainedModel, drafts: Sequence[str] = DRAFTS) -> list[Way]:
     """Our ways."""
-    return [
-        Way(LOOKUP, model, (Speculate(draft="prompt_lookup"),)),
-        Way(EARLY_EXIT, model, (Speculate(draft="early_exit"),)),
-    ]
+    return [Way(f"Speculate({draft})", model, (Speculate(draft=draft),)) for draft in drafts]
 
 
 def reference(way: Way, text: Text, new: int) -> tuple[Decoded, Tensor]:

@@ -21,7 +21,7 @@ from .layers import PagedLayer, StoreLayer
 PAGE_SIZE = 64
 
 #: How a pickled cache is laid out. A cache of another number is refused: raised by whatever changes its fields.
-FORMAT = 4
+FORMAT = 5
 
 
 class CacheState:

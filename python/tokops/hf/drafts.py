@@ -46,10 +46,12 @@ class Draft:
 
 
 class Rows(NamedTuple):
-    """Pages ``[N, Hkv, P, D]`` of one layer, their table ``[B, pages]``, and slots in use ``[B]``, new rows last."""
+    """Pages ``[2, N, Hkv, P, D]`` of one layer, keys and values; their table ``[B, pages]``, and slots in use ``[B]``.
 
-    k: Tensor
-    v: Tensor
+    New rows are the last.
+    """
+
+    pages: Tensor
     table: Tensor
     ends: Tensor
 
@@ -67,5 +69,6 @@ def compact(layers: Sequence[Rows], nodes: int, rows: Tensor, counts: Tensor) ->
     for layer in layers:
         shared.setdefault((id(layer.table), id(layer.ends)), []).append(layer)
     for group in shared.values():
-        pools = [pool for layer in group for pool in (layer.k, layer.v)]
-        kv_compact(pools, group[0].table, group[0].ends - nodes, rows, counts=counts)
+        kv_compact(
+            [layer.pages for layer in group], group[0].table, group[0].ends - nodes, rows, counts=counts
+        )

@@ -52,6 +52,8 @@ class PagedLayer(_Layer):
         self.table = state.table(window)
         self.is_sliding = window is not None
         self.length = 0
+        #: ``[2, N, Hkv, P, D]``, and its halves: keys and values are one tensor for the calls that take all layers.
+        self.pages: Tensor | None = None
         self.k_pages: Tensor | None = None
         self.v_pages: Tensor | None = None
 
@@ -62,8 +64,7 @@ class PagedLayer(_Layer):
             raise ValueError(
                 f"keys and values must have one shape, got {list(key_states.shape)} and {list(value_states.shape)}"
             )
-        self.k_pages = key_states.new_empty(heads, 0, self.table.size, dim).transpose(0, 1)
-        self.v_pages = torch.empty_like(self.k_pages)
+        self._hold(key_states.new_empty(2, heads, 0, self.table.size, dim).transpose(1, 2))
         self.table.token_bytes += 2 * heads * dim * key_states.element_size()
         self.table.layers += 1
         self.is_initialized = True
@@ -93,29 +94,38 @@ class PagedLayer(_Layer):
     def follow(self) -> None:
         """Grow the pools to the table's capacity and make the copies it asks for."""
         table = self.table
-        if self.k_pages.shape[0] < table.capacity:
-            self.k_pages, self.v_pages = (self._grown(x) for x in (self.k_pages, self.v_pages))
+        assert self.pages is not None, "the first forward has made them"
+        if self.pages.shape[1] < table.capacity:
+            self._hold(self._grown(self.pages))
         if table.copies is not None:
             source, target = table.copies
-            self.k_pages[target] = self.k_pages[source]
-            self.v_pages[target] = self.v_pages[source]
+            self.pages[:, target] = self.pages[:, source]
 
     def join(self, other: "PagedLayer", source: Tensor, target: Tensor) -> None:
         """Copy pages of another layer, after the table has joined the other's."""
         self.follow()
-        assert self.k_pages is not None, "both layers hold tokens"
-        assert self.v_pages is not None, "both layers hold tokens"
-        source, target = source.to(self.device), target.to(self.device)
-        self.k_pages[target] = other.k_pages[source]
-        self.v_pages[target] = other.v_pages[source]
+        assert self.pages is not None, "both layers hold tokens"
+        assert other.pages is not None, "both layers hold tokens"
+        self.pages[:, target.to(self.device)] = other.pages[:, source.to(self.device)]
         self.length = self.table.length
 
-    def _grown(self, pages):
+    def _hold(self, pages: Tensor | None) -> None:
+        self.pages = pages
+        self.k_pages, self.v_pages = (None, None) if pages is None else pages.unbind(0)
+
+    def _grown(self, pages: Tensor) -> Tensor:
         # A head's pages lie side by side, so that a sequence in consecutive pages is read as one stream.
-        _, heads, *page = pages.shape
-        pool = pages.new_empty(heads, self.table.capacity, *page).transpose(0, 1)
-        pool[: pages.shape[0]] = pages
+        _, held, heads, *page = pages.shape
+        pool = pages.new_empty(2, heads, self.table.capacity, *page).transpose(1, 2)
+        pool[:, :held] = pages
         return pool
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "k_pages": None, "v_pages": None}  # views, which would be saved as copies
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._hold(self.pages)
 
     def gather(self, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Keys and values of positions ``[first, last)`` of all sequences, copied to ``[B, n, Hkv, D]``."""
@@ -172,9 +182,8 @@ class PagedLayer(_Layer):
 
     def newest(self) -> list[Rows]:
         """Where the rows of the last forward are, for :func:`~tokops.hf.drafts.compact`."""
-        assert self.k_pages is not None, "a forward has written to them"
-        assert self.v_pages is not None, "a forward has written to them"
-        return [Rows(self.k_pages, self.v_pages, self.table.table, self.table.seq_lens)]
+        assert self.pages is not None, "a forward has written to them"
+        return [Rows(self.pages, self.table.table, self.table.seq_lens)]
 
     def absorb(self, q: Tensor, options: dict) -> None:
         """Called after a prompt's attention; full-precision pages have taken its tokens already."""
@@ -193,7 +202,8 @@ class PagedLayer(_Layer):
 
     def reset(self) -> None:
         """Give back the pools."""
-        self.length, self.k_pages, self.v_pages, self.is_initialized = 0, None, None, False
+        self.length, self.is_initialized = 0, False
+        self._hold(None)
 
     @property
     def kv_heads(self) -> int:

@@ -198,10 +198,10 @@ class MiKVStore:
             else:
                 self._unsure[first + prompt] = given
 
-    def newest(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def newest(self) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`tokops.kvcache.quantized.QuantizedStore.newest`."""
         assert self._tail is not None, "the draft is in it"
-        return self._tail.k, self._tail.v, self.layout.rows, self.layout.tail_lens
+        return self._tail.kv, self.layout.rows, self.layout.tail_lens
 
     def keep(self, rows: Tensor | None, counts: Tensor, most: int) -> None:
         """A draft is over, and what is kept of it has been moved up. What the kept nodes gave counts from now on.

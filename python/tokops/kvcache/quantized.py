@@ -194,10 +194,10 @@ class QuantizedStore:
         """A draft is over, and what is kept of it has been moved; see :meth:`tokops.kvcache.mikv.MiKVStore.keep`."""
         self.own = self._codes = self._flat = None
 
-    def newest(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Keys, values, page table, and slots in use ``[B]`` of where a draft's tokens are, at the end."""
+    def newest(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Where a draft's tokens are: pages ``[2, B, Hkv, slots, D]``, their table, and slots in use ``[B]``."""
         assert self._tail is not None, "the draft is in it"
-        return self._tail.k, self._tail.v, self.layout.rows, self.layout.tail_lens
+        return self._tail.kv, self.layout.rows, self.layout.tail_lens
 
     def absorb(self, q: Tensor | None = None, **options) -> None:
         """After a prompt's attention: pack its tokens, and keep the rest in the tail."""

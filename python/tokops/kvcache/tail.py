@@ -1,6 +1,5 @@
 """The newest tokens of one layer in full precision."""
 
-import torch
 from torch import Tensor
 
 from ..attention import paged_append
@@ -13,8 +12,8 @@ class Tail:
         """Hold tokens ``[B, T, Hkv, D]`` from slot 0 on, with room for ``capacity``."""
         batch, rows, heads, dim = k.shape
         # Not empty: what a finished sequence takes from beyond its end must be numbers.
-        self.k = k.new_zeros(batch, heads, max(capacity, rows), dim)
-        self.v = torch.zeros_like(self.k)
+        self.kv = k.new_zeros(2, batch, heads, max(capacity, rows), dim)  # together, for kv_compact
+        self.k, self.v = self.kv
         self.write(0, k, v)
 
     def write(self, slot: int, k: Tensor, v: Tensor) -> None:
@@ -32,12 +31,20 @@ class Tail:
 
     def move(self, begin: int, count: int, capacity: int) -> None:
         """Move ``count`` slots from ``begin`` on to the front, into a new buffer of ``capacity`` if that is larger."""
-        k, v = (x[:, :, begin : begin + count].clone() for x in (self.k, self.v))
-        if capacity > self.k.shape[2]:
-            self.k = k.new_zeros(*k.shape[:2], capacity, k.shape[3])
-            self.v = torch.zeros_like(self.k)
-        self.k[:, :, :count], self.v[:, :, :count] = k, v
+        kv = self.kv[:, :, :, begin : begin + count].clone()
+        if capacity > self.kv.shape[3]:
+            self.kv = kv.new_zeros(*kv.shape[:3], capacity, kv.shape[4])
+            self.k, self.v = self.kv
+        self.kv[:, :, :, :count] = kv
 
     def select(self, rows: Tensor) -> None:
         """Keep some sequences, in the order given."""
-        self.k, self.v = self.k[rows], self.v[rows]
+        self.kv = self.kv.index_select(1, rows)
+        self.k, self.v = self.kv
+
+    def __getstate__(self) -> Tensor:
+        return self.kv  # the others are views, which would be saved as copies
+
+    def __setstate__(self, kv: Tensor) -> None:
+        self.kv = kv
+        self.k, self.v = kv

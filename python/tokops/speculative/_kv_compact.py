@@ -33,22 +33,38 @@ def _check(pools, block_table, base, rows, counts):
     refuse_unless(
         rows.shape[0] == shape[0], _NAME, f"rows must be [B, n] with B {shape[0]}, got {list(rows.shape)}"
     )
+    first = None
     for i, pool in enumerate(pools):
-        name = f"pools[{i}]"
-        check_tensor(_NAME, name, pool, 4, (pool.dtype,), block_table)
+        name, dims = f"pools[{i}]", pool.dim()
+        refuse_unless(dims in (4, 5), _NAME, f"{name} must have 4 or 5 dimensions, got {dims}")
+        check_tensor(_NAME, name, pool, dims, (pool.dtype,), block_table)
         refuse_unless(
-            pool.shape[3] <= 1 or pool.stride(3) == 1, _NAME, f"{name} must have a contiguous last dimension"
+            pool.shape[-1] <= 1 or pool.stride(-1) == 1,
+            _NAME,
+            f"{name} must have a contiguous last dimension",
         )
-        n, heads, size = pools[0].shape[:3]
+        if dims == 5:
+            twice = pool.shape[0] > 1 and pool.stride(0) == 0
+            refuse_unless(not twice, _NAME, f"{name} must not hold a pool twice")
+            if not pool.shape[0]:
+                continue
+        shape = pool.shape[-4:]
+        first = shape if first is None else first
+        n, heads, size = first[:3]
         heads = 1 if block_table.dim() == 3 else heads
         refuse_unless(
-            tuple(pool.shape[:3]) == (n, heads, size),
+            tuple(shape[:3]) == (n, heads, size),
             _NAME,
-            f"{name} must be [N, H, P, D] with N {n}, H {heads}, P {size}, got {list(pool.shape)}",
+            f"{name} must be [N, H, P, D] with N {n}, H {heads}, P {size}, got {list(shape)}",
         )
-    if pools:
-        room = block_table.shape[-1] * pools[0].shape[2]
+    if first is not None:
+        room = block_table.shape[-1] * first[2]
         refuse_unless(room < 2**31 - 1, _NAME, f"pages * page size must be below 2^31, got {room}")
+
+
+def _each(pools):
+    """Pools of four dimensions, views of those that lie together."""
+    return [one for pool in pools for one in (pool if pool.dim() == 5 else [pool])]
 
 
 def _check_values(pools, block_table, base, rows, counts):
@@ -61,7 +77,7 @@ def _check_values(pools, block_table, base, rows, counts):
     live = torch.arange(n, device=rows.device) < counts[:, None]
     before = torch.nn.functional.pad(rows, (1, 0), value=-1)[:, :-1]
     refuse_unless(bool(((rows > before) | ~live).all()), _NAME, "rows must be strictly ascending from 0 up")
-    last = torch.where(live, rows, -1).amax(-1) if n else rows.new_full(rows.shape[:1], -1)
+    last = torch.where(live, rows, -1).long().amax(-1) if n else base.new_full(rows.shape[:1], -1)
     end = base + (last + 1 if base.dim() == 1 else (last + 1)[:, None])
     refuse_unless(
         bool(((base >= 0) & (end <= cap)).all()),
@@ -86,6 +102,7 @@ def _check_values(pools, block_table, base, rows, counts):
 def reference(pools, block_table, base, rows, *, counts=None):
     """The definition: read all kept rows, then write them, pool by pool."""
     _check(pools, block_table, base, rows, counts)
+    pools = _each(pools)
     if not pools:
         return
     _check_values(pools, block_table, base, rows, counts)
@@ -130,8 +147,9 @@ def kv_compact(
     lower.
 
     Args:
-        pools: ``[N, H, P, D]`` each, of any dtype and D, last axis contiguous; N, H and P are common. One launch moves
-            up to 128 neighbouring pools of one shape.
+        pools: ``[N, H, P, D]`` each, or ``[L, N, H, P, D]`` for several that lie together (which costs the call as
+            little as one); of any dtype and D, last axis contiguous; N, H and P are common. One launch moves up to
+            128 neighbouring pools of one shape.
         block_table: ``[B, pages]`` int32, or ``[B, H, pages]`` with pools ``[N, 1, P, D]``.
         base: ``[B]`` (or ``[B, H]``) int32 position that rows are counted from: that of the root.
         rows: ``[B, n]`` int32 rows to keep, strictly ascending from 0 up: the path of
@@ -143,9 +161,10 @@ def kv_compact(
             the argument.
     """
     pools = list(pools)
-    if block_table.is_cuda and checked() and pools:
+    if block_table.is_cuda and checked():
         _check(pools, block_table, base, rows, counts)
-        _check_values(pools, block_table, base, rows, counts)
+        if each := _each(pools):
+            _check_values(each, block_table, base, rows, counts)
     torch.ops.tokops.kv_compact.default(pools, block_table, base, rows, counts=counts)
 
 
@@ -183,4 +202,14 @@ def cases(size: str) -> Iterator[tuple[str, str, tuple, dict]]:
         table, base = torch.zeros(1, 1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
         mixed = [torch.arange(12.0).view(1, 1, 4, 3), torch.arange(8, dtype=torch.int16).view(1, 1, 4, 2)]
         yield _NAME, "pools of two kinds", (mixed, table, base, torch.tensor([[1, 3]], dtype=torch.int32)), {}
+        pair = torch.arange(48.0).view(2, 2, 1, 4, 3)
+        kinds = [
+            pair,
+            torch.arange(8.0).view(2, 1, 4, 1),
+            torch.empty(0, 2, 1, 4, 3),
+            pair.clone().transpose(0, 1),
+        ]
+        zero, two = table.repeat(1, 2), torch.tensor([[1, 2]], dtype=torch.int32)
+        yield _NAME, "pools that lie together", (kinds, table + 1, base, two), {}
+        yield _NAME, "none that lie together", ([torch.empty(0, 2, 1, 4, 3)], zero, base, two), {}
         yield _NAME, "no pools", ([], table, base, torch.tensor([[1]], dtype=torch.int32)), {}
