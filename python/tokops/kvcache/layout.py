@@ -161,15 +161,16 @@ class Layout(Lengths):
             slab = self.slabs[-1] if self.slabs else None
             if slab is None or begin == slab.first + slab.span:
                 slab = self._new_slab(begin, end)
-            stop = min(end, slab.first + slab.span)
+            stop, table = min(end, slab.first + slab.span), slab.table.table
             slab.table.advance(self.batch, stop - begin, self.device)
             if slab.table.copies is not None:
                 slab.copies.append(slab.table.copies)
             lens = torch.full((self.batch,), stop - slab.first, dtype=torch.int32, device=self.device)
             index = len(self.slabs) - 1
             segments.append(Segment(index, begin, stop, lens, self._slab_tensors[index][2]))
+            # Where single tokens are packed, most join pages that are read already: lengths are updated in place.
+            self.version += self.unit > 1 or begin == slab.first or slab.table.table is not table
             begin = stop
-            self.version += 1
         return segments
 
     def _new_slab(self, begin, end):

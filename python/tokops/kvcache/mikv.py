@@ -90,10 +90,7 @@ class MiKVStore:
                 self._tail.move(*layout.tail_move, layout.tail_capacity)
             elif layout.tail_capacity > self._tail.k.shape[2]:
                 self._tail.move(0, slot, layout.tail_capacity)
-            if layout.length == layout.shortest:
-                self._tail.write(slot, k, v)
-            else:
-                self._tail.write_ends(layout.rows, layout.tail_lens, k, v)
+            self._tail.write_ends(layout.rows, layout.tail_lens, k, v)
 
     def _newest(self, count):
         """Keys and values ``[B, Hkv, count, D]`` of the first slots of the tail; nothing where there are none."""

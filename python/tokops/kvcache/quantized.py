@@ -158,10 +158,7 @@ class QuantizedStore:
         elif self._tail is None:
             self._tail = Tail(k, v, layout.tail_capacity)
         else:
-            if layout.length == layout.shortest:
-                self._tail.write(layout.tail_end - k.shape[1], k, v)
-            else:
-                self._tail.write_ends(layout.rows, layout.tail_lens, k, v)
+            self._tail.write_ends(layout.rows, layout.tail_lens, k, v)
         self.own = self._codes = None
         if layout.codes_tail and self._has_grids():
             self.own = new
@@ -280,6 +277,7 @@ class QuantizedStore:
         self._grids[side] = grid = head_scale(x.transpose(1, 2), self.layout.codecs[side])
         for pools in self._pools:
             pools[side].scale, pools[side].zero = grid
+        self._flat = None
 
     def _keep_sinks(self, sinks, begin, k, v):
         """Copy the sinks among tokens ``[B, T, Hkv, D]`` at positions from ``begin`` on."""
