@@ -1,20 +1,23 @@
-# tokops_isa_sources(target files...): adds each file to the target once per instruction set. The copy for AMX is made
-# of files that have something for it; the others' next best copy serves there.
+# tokops_isa_sources(target files...): adds each file to the target once per instruction set. Copies for AVX-VNNI and
+# for AMX are made of files that have something for it; the others' next best copy serves there.
 function(tokops_isa_sources target)
   set(isas base)
   set(flags_base "")
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-    list(APPEND isas avx2 avx512 avx512bf16 amx)
+    list(APPEND isas avx2 avxvnni avx512 avx512bf16 amx)
     set(flags_avx2 -mavx2 -mfma -mf16c)
+    set(flags_avxvnni ${flags_avx2} -mavxvnni)
+    set(needs_avxvnni __AVXVNNI__)
     set(flags_avx512 ${flags_avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq)
     set(flags_avx512bf16 ${flags_avx512} -mavx512bf16 -mavx512vnni)
     set(flags_amx ${flags_avx512bf16} -mamx-tile -mamx-bf16)
+    set(needs_amx __AMX_BF16__)
   endif()
   foreach(isa ${isas})
     set(files ${ARGN})
-    if(isa STREQUAL amx)
+    if(needs_${isa})
       foreach(file ${ARGN})
-        file(STRINGS ${file} mentions REGEX "__AMX_BF16__")
+        file(STRINGS ${file} mentions REGEX ${needs_${isa}})
         if(NOT mentions)
           list(REMOVE_ITEM files ${file})
         endif()

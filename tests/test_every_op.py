@@ -25,7 +25,7 @@ MODULES = [
 ]
 CASES = [case for module in MODULES if hasattr(module, "cases") for case in module.cases("small")]
 IDS = [f"{op}: {label}" for op, label, _, _ in CASES]
-ISAS = ("base", "avx2", "avx512", "avx512bf16", "amx")
+ISAS = ("base", "avx2", "avxvnni", "avx512", "avx512bf16", "amx")
 
 
 def tree_map(f, x):

@@ -41,7 +41,7 @@ struct FloatColumns {
   static Vec sums(Vec sum) { return sum; }
 };
 
-#if defined(__AVX512VNNI__)
+#if defined(TOKOPS_BYTE_PRODUCTS)
 struct FourBytes {
   int8_t x[4];
 };
@@ -54,17 +54,14 @@ struct ByteColumns {
   template <int S>
   static Ints codes(Ints column) {
     if constexpr (C == Codec::int8) return column;
-    const __m512i x = S ? _mm512_srli_epi16(column.v, S * (8 / kCodesOfByte<C>)) : column.v;
-    return {_mm512_and_si512(x, _mm512_set1_epi8(kTopCode<C>))};
+    return bits_of_bytes(column, S * (8 / kCodesOfByte<C>), kTopCode<C>);
   }
   static Ints query(FourBytes q) {
     int32_t word;
     std::memcpy(&word, &q, 4);
-    return {_mm512_set1_epi32(word)};
+    return splat_word(word);
   }
-  static Ints add(Ints sum, Ints codes, Ints query) {
-    return {_mm512_dpbusd_epi32(sum.v, codes.v, query.v)};
-  }
+  static Ints add(Ints sum, Ints codes, Ints query) { return add_bytes(sum, codes, query); }
   static Vec sums(Ints sum) { return floats(sum); }
 };
 #endif

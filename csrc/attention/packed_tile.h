@@ -14,7 +14,7 @@ struct PackedScratch {
   alignas(64) float dots[4 * kMaxGroups * kDots];  // of up to four rows, [group][row][key]
   float add[kMaxRows], none[kMaxRows];
   int query_bytes;  // of an element in `rounded`, beside q_scale; 0: they do not hold the queries
-#if defined(__AVX512VNNI__)
+#if defined(TOKOPS_BYTE_PRODUCTS)
   alignas(64) int8_t rounded[kMaxRows * kMaxDim * kExactBytes];
   alignas(64) uint8_t weights[2 * kMaxRows * kTile];
   float unit[kMaxRows];  // of the weights
@@ -35,7 +35,7 @@ inline bool integer_products(const Side& x, int dim) {
 
 // PackedScratch::query_bytes for `rows` queries, to be rounded to 8 bits if `round`.
 inline int query_bytes(const Side& k, [[maybe_unused]] int rows, int dim, bool round) {
-#if defined(__AVX512VNNI__)
+#if defined(TOKOPS_BYTE_PRODUCTS)
   if (!round) return integer_products(k, dim) && !k.tiles && rows >= kFewest ? kExactBytes : 0;
 #endif
 #if defined(__AVX2__)
@@ -49,7 +49,7 @@ inline int query_bytes(const Side& k, [[maybe_unused]] int rows, int dim, bool r
 void place_packed_query(const Side& k, float* row, int r, int rows, int dim, PackedScratch& x) {
   if (x.query_bytes) {
     int32_t rounded[kMaxDim];
-#if defined(__AVX512VNNI__)
+#if defined(TOKOPS_BYTE_PRODUCTS)
     const float limit = byte_limit(x.query_bytes);
 #else
     const float limit = 127;
@@ -59,12 +59,12 @@ void place_packed_query(const Side& k, float* row, int r, int rows, int dim, Pac
       x.query_bytes = 0;
     } else {
       for (int c = 0; c < dim; ++c) row[c] = rounded[c] * one;
-#if defined(__AVX512VNNI__)
+#if defined(TOKOPS_BYTE_PRODUCTS)
       if (k.tiles)
         for (int c = 0; c < dim; ++c)
           x.rounded[(c / 4 * rows + r) * 4 + c % 4] = int8_t(rounded[c]);
       else
-        for (int c = 0; c < dim; c += 16)
+        for (int c = 0; c < dim; c += Vec::width)
           put_bytes(rounded + c, x.query_bytes,
                     x.rounded + byte_query_at(r, c, dim, x.query_bytes));
 #else
@@ -183,7 +183,7 @@ void score_tiles(const Side& k, const Rows& t, int rows, int groups, int dim, Pa
         scale_scores(x, first, count, count, t.n, groups, one, s);
       };
     };
-#if defined(__AVX512VNNI__)
+#if defined(TOKOPS_BYTE_PRODUCTS)
     if (x.query_bytes)
       return column_scores<ByteColumns<C>>(reinterpret_cast<const FourBytes*>(x.rounded), rows,
                                            groups, dim / groups, k, t, 0, t.n, x.dots, ahead,
@@ -194,19 +194,22 @@ void score_tiles(const Side& k, const Rows& t, int rows, int groups, int dim, Pa
   });
 }
 
-#if defined(__AVX512VNNI__)
+#if defined(TOKOPS_BYTE_PRODUCTS)
 // Scores by products of bytes, as many rows as gain by them. Returns how many.
 template <Codec C, int Bytes>
 int score_bytes(const Rows& t, int rows, int groups, int dim, PackedScratch& x, float* s,
                 Ahead& ahead) {
-  const auto multiply = dim / groups == 64 ? byte_dots<C, Bytes, 64> : byte_dots<C, Bytes, 0>;
-  int r = 0;
-  for (; rows - r >= (Bytes == 1 ? 1 : kFewest); r += kByteRows) {
+  const int rest = rows % kByteRows, gain = Bytes == 1 || rest >= kFewest ? rows : rows - rest;
+  in_blocks<byte_vectors(Bytes)>((gain + kByteRows - 1) / kByteRows, [&](int i, auto count) {
+    constexpr int N = decltype(count)::value;
+    const auto multiply =
+        dim / groups == 64 ? byte_dots<C, Bytes, N, 64> : byte_dots<C, Bytes, N, 0>;
+    const int r = i * kByteRows, left = gain - r, n = N * kByteRows < left ? N * kByteRows : left;
     multiply(x.rounded + r * dim * Bytes, groups, dim / groups, x.scales.scale, t.k, t.n, x.dots,
              ahead);
-    scale_scores(x, r, rows - r < kByteRows ? rows - r : kByteRows, 0, t.n, groups, x.q_scale, s);
-  }
-  return r < rows ? r : rows;
+    scale_scores(x, r, n, 0, t.n, groups, x.q_scale, s);
+  });
+  return gain;
 }
 #endif
 
@@ -221,7 +224,7 @@ void score_packed(const Side& k, const Rows& t, int hkv, int rows, int dim, Pack
   with_codec(k.codec, [&](auto codec) {
     constexpr Codec C = decltype(codec)::value;
     int done = 0;
-#if defined(__AVX512VNNI__)
+#if defined(TOKOPS_BYTE_PRODUCTS)
     if constexpr (integers(C))
       if (x.query_bytes)
         done = x.query_bytes == 1 ? score_bytes<C, 1>(t, rows, groups, dim, x, s, ahead)
@@ -243,7 +246,7 @@ void score_packed(const Side& k, const Rows& t, int hkv, int rows, int dim, Pack
   });
 }
 
-#if defined(__AVX512VNNI__)
+#if defined(TOKOPS_BYTE_PRODUCTS)
 // add_packed's x.add, x.weights and x.unit of group g of values of integer codes. Returns false
 // where bytes can't say what the weights with their scales are.
 template <Codec C>
@@ -300,7 +303,7 @@ void add_packed(const Side& v, const Rows& t, int hkv, const float* w, int rows,
   with_codec(v.codec, [&](auto codec) {
     constexpr Codec C = decltype(codec)::value;
     for (int g = 0; g < groups; ++g) {
-#if defined(__AVX512VNNI__)
+#if defined(TOKOPS_BYTE_PRODUCTS)
       if constexpr (integers(C))
         if (narrow && size % 32 == 0 && weights_as_bytes<C>(w, rows, t.n, g, x)) {
           byte_values<C>(x.weights, x.unit, rows, t.v, t.n, g * size / 32, (g + 1) * size / 32,

@@ -1,5 +1,5 @@
-// paged_decode and packed_decode. The copy for AMX is asked for by the word __AMX_BF16__
-// (cmake/TokopsIsa.cmake): its products are in tiles_amx.h.
+// paged_decode and packed_decode. Copies for AMX and AVX-VNNI are asked for by the words
+// __AMX_BF16__ and __AVXVNNI__ (cmake/TokopsIsa.cmake): see tiles_amx.h and packed_dot8.h.
 #include "attention/decode_items.h"
 #include "common/isa.h"
 

@@ -17,7 +17,7 @@
 namespace tokops {
 namespace cpu {
 
-static constexpr const char* kNames[] = {"base", "avx2", "avx512", "avx512bf16", "amx"};
+static constexpr const char* kNames[] = {"base", "avx2", "avxvnni", "avx512", "avx512bf16", "amx"};
 const char* isa_name(Isa i) { return kNames[int(i)]; }
 
 #if defined(__x86_64__)
@@ -34,8 +34,16 @@ static bool has_tiles() {
 }
 #endif
 
+#if defined(__x86_64__)
+// AVX-VNNI: products of bytes in 256 bits, which CPUs without AVX-512 have too.
+static bool has_byte_products() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+#endif
+
 static Isa detect() {
-  int have = 0;
+  bool has[int(Isa::count)] = {true};
 #if defined(__x86_64__)
   __builtin_cpu_init();  // also asks the OS whether it saves the wide registers
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -45,12 +53,19 @@ static Isa detect() {
                       __builtin_cpu_supports("avx512dq");
   const bool bf16 =
       avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-  have = bf16 && has_tiles() ? 4 : bf16 ? 3 : avx512 ? 2 : avx2 ? 1 : 0;
+  has[int(Isa::avx2)] = avx2;
+  has[int(Isa::avxvnni)] = avx2 && has_byte_products();
+  has[int(Isa::avx512)] = avx512;
+  has[int(Isa::avx512bf16)] = bf16;
+  has[int(Isa::amx)] = bf16 && has_tiles();
 #endif
+  int best = 0;
+  for (int i = 0; i < int(Isa::count); ++i)
+    if (has[i]) best = i;
   if (const char* want = std::getenv("TOKOPS_CPU_ISA"))
-    for (int i = 0; i <= have; ++i)
-      if (std::strcmp(want, kNames[i]) == 0) return Isa(i);
-  return Isa(have);
+    for (int i = 0; i <= best; ++i)
+      if (has[i] && std::strcmp(want, kNames[i]) == 0) return Isa(i);
+  return Isa(best);
 }
 Isa best_isa() {
   static const Isa isa = detect();

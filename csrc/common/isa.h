@@ -5,7 +5,7 @@
 
 namespace tokops::cpu {
 
-enum class Isa : int { base, avx2, avx512, avx512bf16, amx, count };
+enum class Isa : int { base, avx2, avxvnni, avx512, avx512bf16, amx, count };
 Isa best_isa();  // what this CPU has; TOKOPS_CPU_ISA=<name> lowers it
 const char* isa_name(Isa);
 // Whether this is AMD's CPU: with the same instructions other choices are fast there than on
