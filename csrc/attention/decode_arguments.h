@@ -5,6 +5,7 @@
 
 #include "attention/paged_decode.h"
 #include "attention/pages.h"
+#include "common/check.h"
 #include "common/op.h"
 
 namespace tokops {
@@ -78,8 +79,7 @@ inline void check_extras(const DecodeArguments& a, int64_t heads) {
                     op, ": ancestors must be [B, T, W] with B ", b, ", T ", t, ", W ",
                     (t + 63) / 64, "..4, got ", shape_words(x));
   }
-  STD_TORCH_CHECK(!a.softcap || *a.softcap > 0, op, ": softcap must be > 0, got ",
-                  a.softcap.value_or(0));
+  check_softcap(op, a.softcap);
   STD_TORCH_CHECK(!a.window || *a.window > 0, op, ": window must be > 0, got ",
                   a.window.value_or(0));
 }

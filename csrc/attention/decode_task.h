@@ -65,10 +65,12 @@ Range range_of(const Part& part, const Task& t) {
   const int cap = part.pages * part.P;
   len = len < 0 ? 0 : len > cap ? cap : len;
   if (part.positions) return {0, t.list && len > 0 ? t.list_size : len};
-  const int first = part.first ? part.first[t.b] : 0, begin = part.begin ? part.begin[t.b] : 0;
-  int lo = first + (begin > 0 ? begin : 0), hi = first + len;
-  lo = lo > t.key_lo ? lo : t.key_lo;
-  hi = hi < t.key_hi ? hi : t.key_hi;
+  const int first = part.first ? part.first[t.b] : 0;
+  int begin = part.begin ? part.begin[t.b] : 0;
+  begin = begin < 0 ? 0 : begin > len ? len : begin;
+  const int64_t low = int64_t(first) + begin, high = int64_t(first) + len;
+  const int lo = int(low > t.key_lo ? (low < t.key_hi ? low : t.key_hi) : t.key_lo);
+  const int hi = int(high < t.key_hi ? high : t.key_hi);
   if (hi <= lo) return {0, 0};
   if (!t.list) return {lo - first, hi - first};
   return {lower_bound(t.list, t.list_size, lo), lower_bound(t.list, t.list_size, hi)};

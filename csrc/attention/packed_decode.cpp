@@ -113,8 +113,8 @@ Side side_of(const Tensor& data, const Tensor& scale, const Tensor& zero, const 
     fill_zero(x, scale, zero, name);
     if (per_head) x.s_h = 0;
   }
-  if (norm.dim() == 3) {
-    check_dtype(norm, ScalarType::Half, kOp, (name + "_norm").c_str());
+  if (norm.dim() != 1 || norm.numel() != 0) {  // given
+    check_tensor(kOp, (name + "_norm").c_str(), norm, 3, {ScalarType::Half}, q);
     check_shape(kOp, (name + "_norm").c_str(), norm, {data.size(0), data.size(1), data.size(2)},
                 "[N, H, P]");
     x.norm = static_cast<const uint16_t*>(norm.const_data_ptr());
@@ -193,11 +193,14 @@ Part part_of(PartTensors& x, size_t i, const Tensor& q, int64_t heads, bool sele
                              "[B, Hkv, pages * P]", q);
   STD_TORCH_CHECK(!p.positions || (!p.first && !p.begin), kOp, ": ", name_of(i, "positions"),
                   " excludes first and begin");
-  if (x.where.dim() == 3) {
+  if (x.where.dim() != 1 || x.where.numel() != 0) {  // given
+    check_tensor(kOp, name_of(i, "where").c_str(), x.where, 3, {ScalarType::Int}, q);
     p.where_len = x.where.size(2);
     p.where = ints_or_null(x.where, name_of(i, "where"), {batch, heads, p.where_len},
                            "[B, Hkv, length]", q);
   }
+  STD_TORCH_CHECK(x.slot_base >= 0 && x.slot_base <= INT32_MAX, kOp, ": ", name_of(i, "slot_base"),
+                  " must be 0..2^31-1, got ", x.slot_base);
   p.slot_base = int32_t(x.slot_base);
   return p;
 }

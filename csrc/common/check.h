@@ -1,6 +1,8 @@
 // Argument checks of bindings, in the words of tokops/_check.py.
 #pragma once
+#include <cfloat>
 #include <initializer_list>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -41,6 +43,12 @@ inline void check_shape(const char* op, const char* name, const Tensor& t,
   for (size_t i = 0; ok && i < shape.size(); ++i) ok = got[i] == shape[i];
   STD_TORCH_CHECK(ok, op, ": ", name, " must be ", words, " = ", list_of(shape), ", got ",
                   list_of(got));
+}
+
+// A cap is divided by in float32.
+inline void check_softcap(const char* op, const std::optional<double>& softcap) {
+  STD_TORCH_CHECK(!softcap || *softcap >= FLT_MIN, op, ": softcap must be > 0 in float32, got ",
+                  softcap.value_or(0));
 }
 
 inline std::vector<int64_t> shape_of(const Tensor& t) {

@@ -58,8 +58,7 @@ std::tuple<Tensor, Tensor> attention_colsum_op(const Tensor& q, const Tensor& k,
     check_shape(kOp, "starts", *begin, {b}, "[B]");
     if (kOnHost) check_range(kOp, "starts", *begin, 0, l, "0.." + std::to_string(l));
   }
-  STD_TORCH_CHECK(!softcap || *softcap > 0, kOp, ": softcap must be > 0, got ",
-                  softcap.value_or(0));
+  check_softcap(kOp, softcap);
   STD_TORCH_CHECK(first_row >= 0 && first_row <= t, kOp, ": first_row must be 0..", t, ", got ",
                   first_row);
   Tensor acc = torch::stable::new_empty(q, std::array<int64_t, 3>{b, heads, l}, ScalarType::Float);

@@ -15,8 +15,7 @@ Tensor attention_mass_op(const Tensor& scores, const Tensor& lse, int64_t heads,
   check_shape(kOp, "lse", lse, {b, t, hq}, "[B, T, Hq]");
   STD_TORCH_CHECK(heads > 0 && hq % heads == 0, kOp, ": scores have ", hq,
                   " heads, not a multiple of heads ", heads);
-  STD_TORCH_CHECK(!softcap || *softcap > 0, kOp, ": softcap must be > 0, got ",
-                  softcap.value_or(0));
+  check_softcap(kOp, softcap);
   const std::optional<Tensor> lens = contiguous_or_none(q_lens);
   if (lens) {
     check_tensor(kOp, "q_lens", *lens, 1, {ScalarType::Int}, scores);

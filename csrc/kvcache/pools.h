@@ -26,7 +26,7 @@ inline bool find_geometry(const Tensor& scale, PackedPool* p, int64_t heads) {
   } else if ((n == p->pages || n == 1) && rows == 1 && columns == 1) {
     p->geometry = Geometry::head;
     p->group = p->D;
-  } else if (n == p->pages && rows > 0 && p->P % rows == 0 && columns == p->D) {
+  } else if (n == p->pages && rows > 0 && p->P > 0 && p->P % rows == 0 && columns == p->D) {
     p->geometry = Geometry::channel;
     p->group = int32_t(p->P / rows);
   } else {

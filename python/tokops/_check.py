@@ -35,3 +35,9 @@ def check_shape(op: str, name: str, t: Tensor, shape: Sequence[int], words: str)
         tuple(t.shape) == tuple(shape),
         lambda: f"{op}: {name} must be {words} = {list(shape)}, got {list(t.shape)}",
     )
+
+
+def check_softcap(op: str, softcap: float | None) -> None:
+    """Refuse a cap that is no positive number in float32, in which kernels divide by it."""
+    ok = softcap is None or softcap >= torch.finfo(torch.float32).tiny
+    refuse_unless(ok, op, f"softcap must be > 0 in float32, got {softcap}")

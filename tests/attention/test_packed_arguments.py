@@ -45,6 +45,11 @@ def refusals():
     yield "k_zero must be float16, got float32", {"k_zero": torch.ones(9, 2, 16, 2)}, {}
     yield "k_norm must be float16, got float32", {"k_norm": torch.ones(9, 2, 16)}, {}
     yield "v_norm must be [N, H, P]", {"v_norm": torch.ones(9, 2, 8, dtype=half)}, {}
+    yield "k_norm must have 3 dimensions, got 4", {"k_norm": torch.ones(9, 2, 16, 1, dtype=half)}, {}
+    yield "v_norm must have 3 dimensions, got 2", {"v_norm": torch.ones(9, 16, dtype=half)}, {}
+    yield "v_norm must be float16, got float32", {"v_norm": torch.ones(9, 2, 16)}, {}
+    yield "where must have 3 dimensions, got 2", {"where": torch.zeros(2, 64, dtype=torch.int32)}, {}
+    yield "slot_base must be 0..2^31-1, got 4294967303", {"slot_base": 2**32 + 7}, {}
     yield "block_table must be int32, got int64", {"block_table": torch.zeros(2, 4, dtype=torch.int64)}, {}
     yield "block_table must have 2 or 3 dimensions, got 1", {"block_table": int32(0, 1)}, {}
     yield "block_table must be of 2 sequences and 2 KV heads", {"block_table": int32(0)[None]}, {}
@@ -77,6 +82,8 @@ def refusals():
     yield "q_lens must be 0..1 and at most seq_lens", {}, {"q_lens": int32(2, 1)}
     yield "starts must be >= 0", {}, {"starts": int32(-1, 1)}
     yield "softcap must be > 0", {}, {"softcap": 0.0}
+    yield "softcap must be > 0", {}, {"softcap": 1e-320}
+    yield "softcap must be > 0", {}, {"softcap": float("nan")}
     yield "window must be > 0", {}, {"window": 0}
     yield "max_len must be >= 0 and selected None", {}, {"max_len": -1}
     picked = torch.zeros(2, 1, 1, 1, dtype=torch.int32)
@@ -174,3 +181,13 @@ def test_the_reference_decodes_as_the_oracle_does():
             torch.testing.assert_close(
                 got[page, head, slot].double(), want, atol=1e-6, rtol=1e-6, equal_nan=True, msg=label
             )
+
+
+@pytest.mark.parametrize("way", ["kernel", "reference"])
+def test_a_part_that_begins_behind_its_end_is_empty(way):
+    part = dataclasses.replace(one_part(0, [60, 30], "int4", "int8", page=16), begin=int32(2**31 - 1, 30))
+    part = dataclasses.replace(part, first=int32(1, 0))
+    call = packed_decode if way == "kernel" else packed_decode_reference
+    out, lse, _ = call(queries(0, 2, 1, 4, 64), [part], int32(200, 30))
+    assert (lse == float("-inf")).all()
+    assert not out.any()

@@ -210,6 +210,31 @@ def test_a_cache_refuses_another_batch_and_impossible_crops(run):
         cache.crop(1)
 
 
+def test_a_refused_crop_leaves_the_cache_as_it_was():
+    """One layer looks back without end, another's window has let go of what would be needed."""
+    model = build("qwen2")
+    ids = torch.randint(3, 97, (1, 300), generator=torch.Generator().manual_seed(0))
+    with tokops.patch(model, page_size=4) as run, torch.no_grad():
+        cache = run.new_cache()
+        model(ids, past_key_values=cache)
+        for i in range(120):
+            model(ids[:, i : i + 1], past_key_values=cache)
+        with pytest.raises(RuntimeError, match="cannot take back 400 tokens: those behind the window"):
+            cache.crop(-400)
+        assert {table.length for table in cache.state.tables.values()} == {420}
+        assert {layer.length for layer in cache.layers} == {420}
+
+
+def test_indices_of_sequences_that_are_not_there_are_refused(run):
+    cache = run.new_cache()
+    cache.update(torch.zeros(2, 2, 3, 4), torch.zeros(2, 2, 3, 4), 0)
+    for wrong in ([2], [-3, 0]):
+        with pytest.raises(IndexError, match=r"indices must be -2\.\.1, got"):
+            cache.batch_select_indices(torch.tensor(wrong))
+    cache.batch_select_indices(torch.tensor([-1, 0]))
+    assert cache.lengths == [3, 3]
+
+
 def test_growth_allocates_rarely_and_shared_pages_count_once(run):
     cache = run.new_cache()
     one = torch.zeros(1, 2, 1, 4)

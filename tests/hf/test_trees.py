@@ -145,6 +145,10 @@ def test_what_a_draft_and_keep_refuse():
         with pytest.raises(ValueError, match="starts are of 3 sequences, the forward is of 2"):
             step(cache)
         cache.draft(None, None)
+        with pytest.raises(ValueError, match="the cache holds 2 sequences, the new tokens are for 3"):
+            step(cache, token[:1].expand(3, 1))
+        assert cache.lengths == [9, 9], "nothing was begun"
+        cache.draft(None, None)
         with pytest.raises(ValueError, match=r"1..256 tokens per sequence, got 257"):
             step(cache, token.expand(2, 257))
         cache.draft(words, depths)

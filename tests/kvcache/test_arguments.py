@@ -54,6 +54,7 @@ def ints(*values):
         ({"k_scale": halves(12, 3, 4, 3)}, r"k_scale must be .* N 12, H 3, P 4, D 64, got \[12, 3, 4, 3\]"),
         ({"k_scale": halves(12, 3, 3, 64)}, r"k_scale must be .*got \[12, 3, 3, 64\]"),
         ({"k_scale": halves(12, 2, 4, 2)}, r"k_scale must be .*got \[12, 2, 4, 2\]"),
+        ({"k_codes": bytes_of(12, 3, 0, 32), "k_scale": halves(12, 3, 1, 64)}, r"k_scale must be .*P 0, D 64"),
         ({"k_scale": halves(2, 3, 1, 1)}, r"k_scale must be .*got \[2, 3, 1, 1\]"),
         ({"k_scale": halves(0)}, "k_scale must have 4 dimensions, got 1"),
         ({"k_scale": halves(12, 3, 4, 2).double()}, "k_scale must be float16 or float32, got float64"),

@@ -243,7 +243,7 @@ I = torch.int32
         ((Q, K, None), {"starts": torch.zeros(3, dtype=I)}, r"starts must be \[B\] = \[2\], got \[3\]"),
         ((Q, K, None), {"starts": torch.tensor([0, 6], dtype=I)}, r"starts must be 0..5, got \[0, 6\]"),
         ((Q, K, None), {"starts": torch.tensor([-1, 0], dtype=I)}, r"starts must be 0..5, got \[-1, 0\]"),
-        ((Q, K, None), {"softcap": -1.0}, "softcap must be > 0, got -1"),
+        ((Q, K, None), {"softcap": -1.0}, "softcap must be > 0 in float32, got -1"),
         ((Q, K, None), {"first_row": 4}, "first_row must be 0..3, got 4"),
         ((Q, K, None), {"first_row": -1}, "first_row must be 0..3, got -1"),
     ],

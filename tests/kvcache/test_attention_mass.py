@@ -171,7 +171,7 @@ S, Z = torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 4)
         ((S, Z[:, :2], 2), {}, r"lse must be \[B, T, Hq\] = \[2, 3, 4\], got \[2, 2, 4\]"),
         ((S, Z, 3), {}, "scores have 4 heads, not a multiple of heads 3"),
         ((S, Z, 0), {}, "not a multiple of heads 0"),
-        ((S, Z, 2), {"softcap": 0.0}, "softcap must be > 0, got 0"),
+        ((S, Z, 2), {"softcap": 0.0}, "softcap must be > 0 in float32, got 0"),
         ((S, Z, 2), {"q_lens": torch.ones(2)}, "q_lens must be int32, got float32"),
         ((S, Z, 2), {"q_lens": torch.ones(3, dtype=torch.int32)}, r"q_lens must be \[B\] = \[2\], got \[3\]"),
         ((S, Z, 2), {"q_lens": torch.tensor([0, 4]).int()}, r"q_lens must be 0..3, got \[0, 4\]"),

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .._check import FLOATS, check_shape, check_tensor, refuse_unless
+from .._check import FLOATS, check_shape, check_softcap, check_tensor, refuse_unless
 
 __all__ = ["prefill_attention"]
 
@@ -37,7 +37,7 @@ def _check(q, k, v, starts, sink_logit, softcap, window):
     if sink_logit is not None:
         check_tensor(name, "sink_logit", sink_logit, 1, (torch.float32,), q)
         check_shape(name, "sink_logit", sink_logit, (hq,), "[Hq]")
-    refuse_unless(softcap is None or softcap > 0, name, f"softcap must be > 0, got {softcap}")
+    check_softcap(name, softcap)
     refuse_unless(window is None or window > 0, name, f"window must be > 0, got {window}")
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from .._check import check_shape, check_tensor, refuse_unless
+from .._check import check_shape, check_softcap, check_tensor, refuse_unless
 from . import logical
 
 
@@ -71,7 +71,7 @@ def check_extras(
             op_name,
             f"ancestors must be [B, T, W] with B {b}, T {t}, W {words}..4, got {list(ancestors.shape)}",
         )
-    refuse_unless(softcap is None or softcap > 0, op_name, f"softcap must be > 0, got {softcap}")
+    check_softcap(op_name, softcap)
     refuse_unless(window is None or window > 0, op_name, f"window must be > 0, got {window}")
 
 

@@ -131,6 +131,9 @@ def check_part(i: int, part: Part, q: Tensor, heads: int, selected: Tensor | Non
         check_shape(
             _NAME, f"{name}.positions", part.positions, (b, heads, part.capacity), "[B, Hkv, pages * P]"
         )
+    refuse_unless(
+        0 <= part.slot_base < 2**31, _NAME, f"{name}.slot_base must be 0..2^31-1, got {part.slot_base}"
+    )
     if part.where is not None:
         check_tensor(_NAME, f"{name}.where", part.where, 3, logical.INT, q)
         check_shape(_NAME, f"{name}.where", part.where[..., :0], (b, heads, 0), "[B, Hkv, length]")

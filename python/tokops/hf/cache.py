@@ -69,7 +69,7 @@ class CacheState:
         self.refuse_nodes()
         if self.draft is not None:
             self.draft.check(batch, rows)
-            self.nodes, prompt_rows = rows, 0
+            prompt_rows = 0
         elif self.books[0].shortest != past:
             raise RuntimeError(
                 f"the cache holds {self.books[0].shortest}..{past} tokens per sequence: call draft() before a forward "
@@ -84,6 +84,7 @@ class CacheState:
         if self.layout is not None:
             draft = {} if self.draft is None else {"draft": True, "depths": self.draft.depths}
             self.layout.begin(batch, rows, prompt_rows, device, **draft)
+        self.nodes = 0 if self.draft is None else rows
         self.step = Step(past, rows, prompt_rows)
         self.plan.counters.begin(self)
 
@@ -291,6 +292,8 @@ class PagedCache(Cache):
         if layout is not None:
             layout.check_crop(-remove)
         for table in self.state.tables.values():
+            table.check_crop(-remove)
+        for table in self.state.tables.values():
             table.crop(-remove)
         restored = (0, 0) if layout is None else layout.crop(-remove)
         for layer in self.layers:
@@ -311,6 +314,12 @@ class PagedCache(Cache):
 
     def _select(self, rows: list[int]) -> None:
         self.state.refuse_nodes()
+        batch = self.state.books[0].batch
+        if batch and any(not -batch <= row < batch for row in rows):
+            raise IndexError(f"indices must be {-batch}..{batch - 1}, got {rows}")
+        rows = (
+            [row % batch for row in rows] if batch else rows
+        )  # beams reorder a cache that holds nothing yet
         for book in self.state.books:
             book.select(rows)
         for layer in self.layers:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .._check import FLOATS, check_shape, check_tensor, refuse_unless
+from .._check import FLOATS, check_shape, check_softcap, check_tensor, refuse_unless
 from .._native import checked, op
 from ._attention_mass import given
 
@@ -44,7 +44,7 @@ def _check(q, k, lse, starts, softcap, first_row):
     if starts is not None:
         check_tensor(_OP, "starts", starts, 1, (torch.int32,), q)
         check_shape(_OP, "starts", starts, (b,), "[B]")
-    refuse_unless(softcap is None or softcap > 0, _OP, f"softcap must be > 0, got {softcap}")
+    check_softcap(_OP, softcap)
     refuse_unless(0 <= first_row <= t, _OP, f"first_row must be 0..{t}, got {first_row}")
 
 

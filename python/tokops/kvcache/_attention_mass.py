@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .._check import check_shape, check_tensor, refuse_unless
+from .._check import check_shape, check_softcap, check_tensor, refuse_unless
 from .._native import checked, op
 
 __all__ = ["attention_mass"]
@@ -21,7 +21,7 @@ def _check(scores, lse, heads, softcap, q_lens):
     refuse_unless(
         heads > 0 and hq % heads == 0, _OP, f"scores have {hq} heads, not a multiple of heads {heads}"
     )
-    refuse_unless(softcap is None or softcap > 0, _OP, f"softcap must be > 0, got {softcap}")
+    check_softcap(_OP, softcap)
     if q_lens is not None:
         check_tensor(_OP, "q_lens", q_lens, 1, (torch.int32,), scores)
         check_shape(_OP, "q_lens", q_lens, (b,), "[B]")

@@ -310,6 +310,9 @@ class MiKVStore:
 
     # ---- Changes between forwards.
 
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_flat": None}  # of views, which are made anew
+
     def crop(self, restored: tuple[int, int]) -> None:
         """Follow the layout's crop. What removed tokens gave to others while they were there is not taken back."""
         length, self._flat = self.layout.length, None

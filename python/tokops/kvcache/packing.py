@@ -49,7 +49,7 @@ def _geometry(scale: Tensor, codes: Tensor, dim: int) -> tuple[str, int] | None:
         return "token", dim // columns
     if pages in (n, 1) and rows == columns == 1:
         return "head", dim
-    if pages == n and rows > 0 and page % rows == 0 and columns == dim:
+    if pages == n and rows > 0 and page > 0 and page % rows == 0 and columns == dim:
         return "channel", page // rows
     return None
 

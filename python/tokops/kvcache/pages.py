@@ -116,6 +116,14 @@ class PageTable:
         self.shortest += tokens
         self.seq_lens.add_(tokens)
 
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "table": None}  # a view, which would be saved as a copy
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        if self._device is not None:
+            self.table = self._device[:, : self.pages.shape[1]]
+
     def _start(self, batch, device):
         self.pages = np.zeros((batch, 0), np.int32)
         self.lengths = np.zeros(batch, np.int64)
@@ -226,8 +234,8 @@ class PageTable:
             self._released = first
             self._oldest = max(self._oldest, first)
 
-    def crop(self, tokens: int) -> None:
-        """Forget the last ``tokens`` of every sequence."""
+    def check_crop(self, tokens: int) -> None:
+        """Refuse a :meth:`crop` that cannot be."""
         shortest = self.shortest - tokens
         if not 0 <= shortest <= self.shortest:
             raise ValueError(f"cannot remove {tokens} of {self.shortest} cached tokens")
@@ -240,6 +248,10 @@ class PageTable:
                 f"cannot take back {tokens} tokens: those behind the window of {self.window} are released; "
                 "call activate_past_recording() on the cache before decoding"
             )
+
+    def crop(self, tokens: int) -> None:
+        """Forget the last ``tokens`` of every sequence."""
+        self.check_crop(tokens)
         if self.seq_lens is not None:
             self.seq_lens.sub_(tokens)
         self._shorten(self.lengths - tokens)

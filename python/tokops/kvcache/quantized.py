@@ -341,6 +341,9 @@ class QuantizedStore:
 
     # ---- Changes between forwards.
 
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_flat": None}  # of views, which are made anew
+
     def crop(self, restored: tuple[int, int]) -> None:
         """Follow the layout's crop; positions ``restored`` return to the tail, decoded."""
         if not self.layout.length:
