@@ -39,8 +39,19 @@ void add_pools(std::vector<Pool>* pools, const Tensor& t, size_t index, const Te
   STD_TORCH_CHECK(pool.size[3] <= 1 || pool.stride[3] == 1, kOp, ": ", name(),
                   " must have a contiguous last dimension");
   const int64_t count = dims == 5 ? sizes[0] : 1, step = dims == 5 ? strides[0] : 0;
-  STD_TORCH_CHECK(count < 2 || step != 0, kOp, ": ", name(), " must not hold a pool twice");
+  STD_TORCH_CHECK(count < 2 || step != 0, kOp, ": pools must not hold a pool twice");
   for (int64_t i = 0; i < count; ++i, pool.data += step * pool.element) pools->push_back(pool);
+}
+
+// A pool that is named twice would lose rows: they would move from where they are no longer.
+void check_distinct(const std::vector<Tensor>& tensors) {
+  std::vector<const void*> begins;
+  begins.reserve(tensors.size());
+  for (const Tensor& t : tensors)
+    if (t.numel()) begins.push_back(t.const_data_ptr());
+  std::sort(begins.begin(), begins.end());
+  STD_TORCH_CHECK(std::adjacent_find(begins.begin(), begins.end()) == begins.end(), kOp,
+                  ": pools must not hold a pool twice");
 }
 
 void check_shape_of(const Pool& pool, size_t index, bool per_head, const Pool& first) {
@@ -99,6 +110,7 @@ void kv_compact_op(const std::vector<Tensor>& tensors, const Tensor& block_table
     add_pools(&pools, tensors[i], i, block_table);
     if (!pools.empty()) check_shape_of(pools.back(), i, per_head, pools.front());
   }
+  check_distinct(tensors);
   if (pools.empty()) return;
   const Pool& first = pools.front();
   const Tensor table = contiguous(block_table), starts = contiguous(base), kept = contiguous(rows);

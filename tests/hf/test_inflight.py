@@ -262,13 +262,19 @@ def test_single_nan_logits_are_never_drawn(model):
 
 
 def test_a_prompt_that_cannot_be_read_loses_no_token(model):
+    def broken(module, args):
+        if 96 in args[0]:
+            raise IndexError("a layer that fails")
+
     with tokops.patch(model):
         batch = InflightGenerator(model, 4)
-        for ids in ([5, 6, 7], [5, 97], [6, 7]):
+        for ids in ([5, 6, 7], [5, 96], [6, 7]):
             batch.submit(ids, max_new_tokens=3, eos_token_id=())
+        hook = model.get_input_embeddings().register_forward_pre_hook(broken)
         with pytest.raises(IndexError):
             batch.step()
         batch.cancel(1)
+        hook.remove()
         emitted = [one for _ in range(3) for one in batch.step()]
     for request in (0, 2):
         assert [one.token for one in emitted if one.request == request] == batch.result(request)
@@ -347,6 +353,9 @@ def test_bad_input_is_named(model):
         batch = InflightGenerator(model, 2)
         for ids in ([], torch.ones(2, 3), torch.ones(1, 1, 1)):
             with pytest.raises(ValueError, match="input_ids must be one prompt"):
+                batch.submit(ids, max_new_tokens=3)
+        for ids in ([5, 97], [-1, 5]):
+            with pytest.raises(ValueError, match=r"input_ids must be 0\.\.96, got"):
                 batch.submit(ids, max_new_tokens=3)
         with pytest.raises(ValueError, match="max_new_tokens must be at least 1, got 0"):
             batch.submit([1], max_new_tokens=0)

@@ -118,6 +118,10 @@ TABLE = LatencyTable((1, 2), (256,), ((1.0, 1.5),))
         ({"draft": lambda model: Odd(), "tree": SIX}, "tree has no meaning for a drafter of its own"),
         ({"draft": "early_exit", "tree": SIX, "nodes": 2}, "tree must have at most nodes, 2, got one of 6"),
         ({"draft": "early_exit", "tree": Eagle2Tree(nodes=9), "nodes": 8}, "at most nodes, 8, got one of 9"),
+        (
+            {"draft": "early_exit", "tree": Eagle2Tree(branch=40, expansions=7)},
+            r"expand at most 256 nodes, branch \* expansions, got 40 \* 7",
+        ),
         ({"draft": "early_exit", "tree": SIX, "depth": 1}, "at most as deep as depth, 1, got one of 2"),
         ({"draft": "early_exit", "tree": [-1] + [0] * 256}, "tree must have at most 256 nodes, got 257"),
         ({"draft": "early_exit", "tree": [-1, 2, 0]}, r"parents\[1\] must be 0\.\.0, got 2"),

@@ -390,6 +390,8 @@ def test_bad_input_is_named(models, tokenizer):
     refused("max_new_tokens must be at least 0, got -1", max_new_tokens=-1)
     refused("tokenizers differ", large_tokenizer=SimpleNamespace(get_vocab=lambda: {"a": 1}))
     refused("got 97 rows for 256 tokens", pair=[models[0], build("llama")])
+    with tokops.patch(models[0], tokops.methods.Speculate()):
+        refused("Speculate has a decoding loop of its own")
     for wrong, match in (
         ({"probe": 0}, "probe must be at least 1, got 0"),
         ({"recap_after": 40}, "recap_after_max must be at least recap_after, 40, got 30"),

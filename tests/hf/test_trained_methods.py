@@ -18,6 +18,8 @@ from tokops.hf.ppd import save_prompt_embeddings
 from tokops.methods import PPD, ConceptHeads, Falcon, TidalDecode
 from tokops.speculative import LatencyTable
 
+GREEDY = {"do_sample": False, "max_new_tokens": NEW}
+SIX = [(0,), (1,), (0, 0), (0, 0, 0), (0, 0, 0, 0)]
 TABLE = ((0.5, 0.2, 0.1), (0.4, 0.2, 0.1), (0.3, 0.1, 0.05))
 
 
@@ -45,6 +47,20 @@ def drafts(model):
 
 
 NAMES = list(drafts(tiny()))
+
+
+@pytest.mark.parametrize("given", ["all tokens", "new tokens"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_conversation_continues_on_its_cache(model, name, given):
+    """What the cache held from the start has no hidden states any more."""
+    whole = torch.cat([model.generate(torch.tensor(PROMPTS[1:2]), **GREEDY), torch.tensor([[7, 9, 4]])], 1)
+    expected = model.generate(whole, **GREEDY)
+    with tokops.patch(model, drafts(model)[name], page_size=8) as run:
+        cache = run.new_cache()
+        model.generate(torch.tensor(PROMPTS[1:2]), **GREEDY, past_key_values=cache)
+        new = whole[:, cache.get_seq_length() :] if given == "new tokens" else whole
+        found = model.generate(new, attention_mask=torch.ones_like(whole), **GREEDY, past_key_values=cache)
+    assert found[:, -NEW:].tolist() == expected[:, -NEW:].tolist()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -188,6 +204,18 @@ def test_a_folder_is_read_once_per_model(model, tmp_path, monkeypatch):
         ),
         (lambda m: ConceptHeads("x", verify="kseq"), "typical, lantern, rrs_wo, got 'kseq'"),
         (lambda m: Falcon("x", exit_layer=2), "exit_layer has no meaning for a trained drafter, got 2"),
+        (lambda m: Falcon("x", tree=SIX, groups=0), "groups has no meaning for a tree that is given, got 0"),
+        (
+            lambda m: Falcon("x", tree=SIX, draft_seconds=1.0),
+            "draft_seconds has no meaning for a tree that is",
+        ),
+        (
+            lambda m: ConceptHeads("x", tree=SIX, acceptance=TABLE),
+            "acceptance has no meaning for a tree that",
+        ),
+        (lambda m: ConceptHeads("x", tree=SIX, nodes=2), "tree must have at most nodes, 2, got one of 6"),
+        (lambda m: Falcon("x", tree=SIX, depth=1), "tree must be at most as deep as depth, 1, got one of 4"),
+        (lambda m: Falcon("x", tree=[(i,) for i in range(256)]), "tree must have at most 256 nodes, got 257"),
         (lambda m: Falcon("x", groups=-1), "groups must be at least 0, got -1"),
         (lambda m: PPD("x", minimum=-1), "minimum must be at least 0, got -1"),
         (lambda m: PPD("x", tree=[(0,)]), "tree has no meaning, its trees are planned"),

@@ -104,7 +104,8 @@ def refusals():
         {"pools": [pool, pool[None, :, :, :4]]},
     )
     yield "pools[0] must have a contiguous last dimension", {"pools": [pool.mT]}
-    yield "pools[1] must not hold a pool twice", {"pools": [pool, pool.expand(2, -1, -1, -1, -1)]}
+    yield "pools must not hold a pool twice", {"pools": [pool, pool]}
+    yield "pools must not hold a pool twice", {"pools": [pool, pool.expand(2, -1, -1, -1, -1)]}
     yield "block_table must have 2 or 3 dimensions, got 1", {"block_table": int32(0)}
     yield "block_table must be int32, got int64", {"block_table": torch.zeros(2, 2, dtype=torch.int64)}
     yield (

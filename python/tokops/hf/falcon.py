@@ -140,6 +140,7 @@ class Blocks:
         self.cache = DraftCache(batch)
         self._fed = [0] * batch  # pairs whose keys and values the cache holds
         self._features: list[Tensor] = []  # of the last pairs: the k last ones and all that are not fed
+        self._begins: list[int] | None = None  # of every sequence, the first token that there are features of
         self._states: list[list[State]] = [
             [] for _ in range(batch)
         ]  # before each of the k last pairs, and after
@@ -158,18 +159,26 @@ class Blocks:
         self._fed = [self._fed[row] for row in rows]
         self._features = [self._features[row] for row in rows]
         self._states = [self._states[row] for row in rows]
+        if self._begins is not None:
+            self._begins = [self._begins[row] for row in rows]
 
     def first(self, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, State]:
         """Pass 0.
 
         Args:
-            tokens: per sequence, t_0..t_n, n at least k.
+            tokens: per sequence, t_0..t_n, n at least k. Tokens without features, which a cache has held from the
+                start, are left out.
 
         Returns:
             ``[B, k, d]``: row r of 1..k is the feature of the token at depth r - 1, whose unembedding names the
             candidates of depth r. And the reducer's state after the last pair, ``[2, B, d]`` each.
         """
         k, device = self.module.block, self._features[0].device
+        if self._begins is None:
+            self._begins = [
+                len(text) - 1 - len(features) for text, features in zip(tokens, self._features, strict=True)
+            ]
+        tokens = [text[begin:] for text, begin in zip(tokens, self._begins, strict=True)]
         pairs = [len(text) - 1 for text in tokens]
         begins = [max(min(fed, n - k), 0) for fed, n in zip(self._fed, pairs, strict=True)]
         rows = []

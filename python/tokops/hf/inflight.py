@@ -167,13 +167,18 @@ class InflightGenerator:
             Its number, counted from 0.
 
         Raises:
-            ValueError: an empty prompt, several prompts, or no tokens to generate.
+            ValueError: an empty prompt, several prompts, ids that are no tokens, or no tokens to generate.
         """
         ids = torch.as_tensor(input_ids, dtype=torch.long, device=self.model.device)
         ids = ids[None] if ids.dim() == 1 else ids
         if ids.dim() != 2 or ids.shape[0] != 1 or not ids.shape[1]:
             raise ValueError(
                 f"InflightGenerator: input_ids must be one prompt of at least one token, got {list(ids.shape)}"
+            )
+        vocab = self.model.get_input_embeddings().num_embeddings
+        if int(ids.min()) < 0 or int(ids.max()) >= vocab:
+            raise ValueError(
+                f"InflightGenerator: input_ids must be 0..{vocab - 1}, got {int(ids.min())}..{int(ids.max())}"
             )
         if max_new_tokens < 1:
             raise ValueError(f"InflightGenerator: max_new_tokens must be at least 1, got {max_new_tokens}")

@@ -106,6 +106,10 @@ class Writer:
         self.ends = ends
         run = run_of(model)
         for method in () if run is None else run.methods:
+            if method.loop is not None:
+                raise ValueError(
+                    f"generate_guided: {type(method).__name__} has a decoding loop of its own and does not run in it"
+                )
             if method.hooks is not None:
                 raise ValueError(
                     f"generate_guided: {type(method).__name__} constrains generate and does not run in it"

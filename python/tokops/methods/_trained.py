@@ -6,6 +6,7 @@ import pathlib
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ..speculative import Tree, tree_from_paths
 from .speculate import Speculate
 
 
@@ -19,6 +20,9 @@ class TrainedDraft(Speculate):
     kind: ClassVar[str] = ""
     #: Verification modes that its candidates are right for.
     modes: ClassVar[tuple[str, ...]] = ("target_only", "greedy", "typical", "lantern")
+
+    #: Options that say which tree is best, and have no meaning where one is given.
+    shaping: ClassVar[tuple[str, ...]] = ("acceptance", "latency")
 
     draft: Any = None
 
@@ -37,10 +41,16 @@ class TrainedDraft(Speculate):
 
     @property
     def _unread(self) -> dict[str, tuple[str, ...]]:
-        return {"a trained drafter": ("min_match", "max_match", "exit_layer")}
+        return {
+            "a trained drafter": ("min_match", "max_match", "exit_layer"),
+            "a tree that is given": self.shaping if self.tree is not None else (),
+        }
 
     def _check_shape(self, refuse) -> None:
-        """The drafter reads its trees, in its own way."""
+        """The drafter reads its trees, in its own way; one that is given is within the bounds."""
+        if self.tree is not None:
+            tree = self.tree if isinstance(self.tree, Tree) else tree_from_paths(self.tree)
+            self._check_bounds(refuse, len(tree), tree.depth)
 
     def drafter(self, model: Any, context: int = 0) -> Any:
         return importlib.import_module(f"tokops.hf.{self.module}").make_drafter(self, model, context)

@@ -39,9 +39,9 @@ class CNTP(Method):
     Tokens of punctuation come from the ``tokenizer`` given to ``generate``, or from ``stop_tokens``.
 
     Args:
-        h_min, h_max: entropies, in nats, up to which one token is drawn and from which on ``n_max`` trials are;
-            ``h_min=inf`` never branches.
-        n_min, n_max: least and largest number of trials.
+        h_min, h_max: entropies, in nats, up to which ``n_min`` trials are drawn and from which on ``n_max`` are;
+            ``h_min=inf``: ``n_min`` everywhere.
+        n_min, n_max: least and largest number of trials; one is a plain draw.
         fixed: ``n_max`` trials wherever the entropy is above ``h_min`` (the paper's ablation).
         characters: what ends a trial.
         punct: ``suffix``, every token whose text ends with one of ``characters`` (default), or ``first_id``, the

@@ -32,6 +32,7 @@ class Falcon(TrainedDraft):
 
     module: ClassVar[str] = "falcon"
     kind: ClassVar[str] = "falcon"
+    shaping: ClassVar[tuple[str, ...]] = (*TrainedDraft.shaping, "groups", "draft_seconds")
 
     groups: int | None = None
     draft_seconds: float = 0.0

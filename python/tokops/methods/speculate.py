@@ -132,10 +132,11 @@ class Speculate(Method):
         )
         refuse(not 0 <= self.eps <= 1, f"eps must be 0..1, got {self.eps}")
         refuse(not 0 <= self.delta < float("inf"), f"delta must be at least 0 and finite, got {self.delta}")
+        usual = {field.name: field.default for field in fields(self)}
         for what, options in self._unread.items():
             for option in options:
                 given = getattr(self, option)
-                refuse(not _same(given, _USUAL[option]), f"{option} has no meaning for {what}, got {given}")
+                refuse(not _same(given, usual[option]), f"{option} has no meaning for {what}, got {given}")
         self._check_shape(refuse)
 
     @property
@@ -159,12 +160,16 @@ class Speculate(Method):
             return
         if isinstance(self.tree, Eagle2Tree):
             size, depth = self.tree.nodes, None
+            refuse(
+                self.tree.branch * self.tree.expansions > _MOST_ROWS,
+                f"tree must expand at most {_MOST_ROWS} nodes, branch * expansions, got {self.tree.branch} * "
+                f"{self.tree.expansions}",
+            )
         else:
             object.__setattr__(self, "tree", tuple(int(parent) for parent in self.tree))
             tree = tree_from_parents(self.tree)
             size, depth = len(tree), tree.depth
             below = [self.tree.count(node) for node in range(size)]
-            refuse(size > _MOST_ROWS, f"tree must have at most {_MOST_ROWS} nodes, got {size}")
             refuse(
                 self.mode == "chain_block" and max(below) > 1,
                 f"verify chain_block needs a tree that is a chain, got {list(self.tree)}",
@@ -173,6 +178,11 @@ class Speculate(Method):
                 self.mode == "kseq" and (below[0] > _MOST_DRAFTS or max(below[1:], default=0) > 1),
                 f"verify kseq needs a tree of at most {_MOST_DRAFTS} chains under the root, got {list(self.tree)}",
             )
+        self._check_bounds(refuse, size, depth)
+
+    def _check_bounds(self, refuse, size: int, depth: int | None) -> None:
+        """Refuse a given tree that no forward holds, or beyond ``nodes`` and ``depth`` where those were given too."""
+        refuse(size > _MOST_ROWS, f"tree must have at most {_MOST_ROWS} nodes, got {size}")
         refuse(
             self.nodes != _USUAL["nodes"] and size > self.nodes,
             f"tree must have at most nodes, {self.nodes}, got one of {size}",

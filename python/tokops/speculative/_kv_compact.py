@@ -45,7 +45,7 @@ def _check(pools, block_table, base, rows, counts):
         )
         if dims == 5:
             twice = pool.shape[0] > 1 and pool.stride(0) == 0
-            refuse_unless(not twice, _NAME, f"{name} must not hold a pool twice")
+            refuse_unless(not twice, _NAME, "pools must not hold a pool twice")
             if not pool.shape[0]:
                 continue
         shape = pool.shape[-4:]
@@ -68,6 +68,8 @@ def _each(pools):
 
 
 def _check_values(pools, block_table, base, rows, counts):
+    begins = [pool.data_ptr() for pool in pools if pool.numel()]
+    refuse_unless(len(set(begins)) == len(begins), _NAME, "pools must not hold a pool twice")
     n, size = rows.shape[1], pools[0].shape[2]
     cap = block_table.shape[-1] * size
     if counts is None:
@@ -148,8 +150,8 @@ def kv_compact(
 
     Args:
         pools: ``[N, H, P, D]`` each, or ``[L, N, H, P, D]`` for several that lie together (which costs the call as
-            little as one); of any dtype and D, last axis contiguous; N, H and P are common. One launch moves up to
-            128 neighbouring pools of one shape.
+            little as one); of any dtype and D, last axis contiguous, none twice; N, H and P are common. One launch
+            moves up to 128 neighbouring pools of one shape.
         block_table: ``[B, pages]`` int32, or ``[B, H, pages]`` with pools ``[N, 1, P, D]``.
         base: ``[B]`` (or ``[B, H]``) int32 position that rows are counted from: that of the root.
         rows: ``[B, n]`` int32 rows to keep, strictly ascending from 0 up: the path of
