@@ -3,8 +3,10 @@
 Rows of the target are peaked, so that everybody who verifies accepts the same path whatever the random numbers; what a
 verification costs depends on the length of that path and not on how sharp its laws are.
 
-kv_compact at batch 1 (EPYC, Zen 5): of 33 us, hot 24, twelve are the passing of sixty tensors to an op, whatever it
-does with them. A pool's sizes and strides are asked of torch once; asking by axis and by pair of pools took two more.
+kv_compact at batch 1 (EPYC, Zen 5): of 33 us, hot 24, twelve were the passing of sixty tensors to an op, whatever it
+does with them; caches hold a layer's keys and values in one since, which halves that. (All layers in one tensor would
+save the rest, but a cache that grows would be there twice.) A pool's sizes and strides are asked of torch once; asking
+by axis and by pair of pools took two more.
 At batch 32 stores past the caches took 2.4 ms for 2.1, as the rows' new places were read just before; prefetches two
 and four heads ahead changed nothing.
 """
