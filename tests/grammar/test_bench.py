@@ -111,7 +111,7 @@ def test_what_kills_a_process(texts_engine):
     good = {"texts": ['"a"']}
     asked = [good, {"crash": 1}, {"late": 1}, {"hog": 1}, {"refuse": 1}, good]
     items = [Item(str(i), "", schema, [("a", True)]) for i, schema in enumerate(asked)]
-    [result] = grammar.run(items, ["texts"], limits=grammar.Limits(seconds=2.0, memory=0.5))
+    [result] = grammar.run(items, ["texts"], limits=grammar.Limits(seconds=6.0, memory=0.5))
     assert [one.status for one in result.outcomes] == [
         "compiled",
         "crash",
